@@ -1,0 +1,5 @@
+"""`python -m diffugts` is `diffugts`."""
+
+from diffugts.cli import entry
+
+entry()

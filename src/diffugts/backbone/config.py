@@ -1,0 +1,96 @@
+"""What a latent diffusion model is made of, as data: one JSON file per model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from diffugts.errors import WeightsError
+
+# Class codes of NVIDIA's MAISI models; `compact` is trained with the same ones.
+MODALITY_CODES = {"unknown": 0, "ct": 1, "mr": 8, "mr-t1": 9, "mr-t2": 10, "mr-flair": 11, "mr-t1c": 17}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Configuration of a frozen latent diffusion model.
+
+    Attributes:
+        name: the model's name on the command line.
+        licence: licence of its weights, shown on load and kept in every manifest.
+        spacing_mm: working spacing in mm; scans are resampled to about this.
+        autoencoder: keyword arguments of MONAI's ``AutoencoderKlMaisi``.
+        unet: keyword arguments of MONAI's ``DiffusionModelUNetMaisi``.
+        space_to_depth: block side folded into channels before the autoencoder; 1 for MAISI itself.
+        linear_shortcut: whether a fixed whitened linear code of stride³ blocks runs beside the autoencoder.
+        spacing_scale: spacing in mm is multiplied by this before the UNet (100 for MAISI).
+        scale_factor: latents are multiplied by it (s in z = E(x)·s).
+        prediction: "flow" (v = x0 − noise, t in [0, 1]) or "epsilon" (DDPM, t in [0, train_steps)).
+        train_steps: timesteps that the UNet's time embedding was trained on.
+        steps: sampling steps by default.
+        window: side of the encoder's sliding window, voxels.
+        feature_times: noise levels in [0, 1] at which the UNet is read as a further feature stage.
+        clip_mr: whether MR intensities above the upper percentile are clipped (MAISI does not).
+    """
+
+    name: str
+    licence: str
+    spacing_mm: float
+    autoencoder: dict[str, Any]
+    unet: dict[str, Any]
+    space_to_depth: int = 1
+    linear_shortcut: bool = False
+    spacing_scale: float = 100.0
+    scale_factor: float = 1.0
+    prediction: str = "flow"
+    train_steps: int = 1000
+    steps: int = 10
+    window: int = 96
+    feature_times: tuple[float, ...] = field(default=(0.1,))
+    clip_mr: bool = True
+
+    @property
+    def stride(self) -> int:
+        """Image voxels per latent voxel along each axis."""
+        return int(self.space_to_depth * 2 ** (len(self.autoencoder["num_channels"]) - 1))
+
+    @property
+    def multiple(self) -> int:
+        """Image sides must be a multiple of this many voxels for the UNet to halve them evenly."""
+        return int(self.stride * 2 ** (len(self.unet["num_channels"]) - 1))
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latent."""
+        return int(self.autoencoder["latent_channels"])
+
+    def to_json(self) -> str:
+        """The configuration as JSON text; ``from_json`` reads it back equal."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Read a configuration.
+
+        Raises:
+            WeightsError: a key is missing or unknown.
+        """
+        data = json.loads(text)
+        unknown = set(data) - {f.name for f in fields(cls)}
+        if unknown:
+            raise WeightsError(f"model configuration has unknown keys {sorted(unknown)}; is it of a newer version?")
+        if "feature_times" in data:
+            data["feature_times"] = tuple(data["feature_times"])
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise WeightsError(f"model configuration is incomplete: {error}") from error
+
+    @classmethod
+    def read(cls, path: Path) -> ModelConfig:
+        """Read a configuration file (see ``from_json``)."""
+        if not path.is_file():
+            raise WeightsError(f"no model configuration at {path}; give a folder that holds config.json")
+        return cls.from_json(path.read_text(encoding="utf-8"))

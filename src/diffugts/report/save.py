@@ -1,0 +1,162 @@
+"""A result as a folder of files; the manifest comes last, so a folder that has one is complete."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffugts._version import __version__
+from diffugts.errors import InputError
+from diffugts.lesions import write_csv
+from diffugts.result import PromptResult, Result
+from diffugts.volume import Volume
+
+MANIFEST = "manifest.json"
+LIBRARIES = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom")
+
+
+def save_result(result: Result, directory: str | Path, name: str | None = None) -> Path:
+    """Write `directory/<case>/manifest.json` and one folder per prompt; return the case's folder.
+
+    Each file appears whole or not at all, and an older manifest is removed first: what an interruption
+    leaves behind never passes for a finished case.
+
+    Raises:
+        InputError: when `name` is no plain folder name, or the folder cannot be written.
+    """
+    from diffugts.io import atomic_path, case_name
+
+    name = case_name(result.volume.source) if name is None else name
+    if name in ("", ".", "..") or name != Path(name).name:
+        raise InputError(f"The case name {name!r} must be a plain folder name, without '/' or '..'.")
+    folder = Path(directory) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        slugs = unique_names(answer.understood.slug for answer in result.prompts.values())
+        # The preview's grey values follow what the scan was taken for, also where the user said so.
+        volume = replace(result.volume, modality=result.manifest.get("modality", result.volume.modality))
+        prompts = {
+            text: _save_answer(answer, volume, text, folder, slug)
+            for (text, answer), slug in zip(result.prompts.items(), slugs, strict=True)
+        }
+        with atomic_path(folder / MANIFEST) as path:
+            path.write_text(_as_json(_manifest(result, name, prompts)), encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"Cannot write to {folder}: {reason}; choose another output folder or free some space."
+        ) from error
+    return folder
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+    """The names in their order, later ones numbered where a file system that ignores case mixes them up."""
+    taken: set[str] = set()
+    unique = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate.casefold() in taken:
+            number += 1
+            candidate = f"{name}-{number}"
+        taken.add(candidate.casefold())
+        unique.append(candidate)
+    return unique
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished case; None where there is none, or a damaged one."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def peak_memory_gb() -> float | None:
+    """The most memory that this process has held so far, GB; None where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
+
+
+def _save_answer(answer: PromptResult, volume: Volume, text: str, folder: Path, slug: str) -> dict[str, Any]:
+    """Write one prompt's files and describe them for the manifest."""
+    from diffugts.io import atomic_path, write_nifti
+    from diffugts.report.preview import save_preview
+
+    target = folder / slug
+    target.mkdir(exist_ok=True)
+    images: dict[str, npt.NDArray[Any]] = {
+        "mask": answer.mask.astype(np.uint8, copy=False),
+        "probability": answer.probability,
+        "attention": answer.attention,
+        "pseudo_healthy": answer.pseudo_healthy,
+        "residual": answer.residual,
+    }
+    if answer.uncertainty is not None:
+        images["uncertainty"] = answer.uncertainty
+    else:
+        (target / "uncertainty.nii.gz").unlink(missing_ok=True)  # of an earlier run with more seeds
+    for image, array in images.items():
+        write_nifti(array, volume, target / f"{image}.nii.gz")
+    with atomic_path(target / "lesions.csv") as path:
+        write_csv(answer.lesions, path)
+    with atomic_path(target / "preview.png") as path:
+        save_preview(answer, volume, text, path)
+    return {
+        "folder": slug,
+        "files": [*(f"{image}.nii.gz" for image in images), "lesions.csv", "preview.png"],
+        "understood": answer.understood.to_dict(),
+        "volume_ml": round(answer.volume_ml, 4),
+        "lesions": [lesion.to_dict() for lesion in answer.lesions],
+        "score": round(float(answer.image_score), 4),
+        "warnings": list(answer.warnings),
+    }
+
+
+def _manifest(result: Result, name: str, prompts: dict[str, Any]) -> dict[str, Any]:
+    volume = result.volume
+    return {
+        "diffugts": __version__,
+        "versions": {package: metadata.version(package) for package in LIBRARIES},
+        "case": name,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "scan": {
+            "source": volume.source,
+            "shape": list(volume.shape),
+            "spacing_mm": [round(float(side), 6) for side in volume.spacing],
+            "affine": volume.affine.tolist(),
+            "unit": volume.unit,
+        },
+        **result.manifest,
+        "peak_memory_gb": peak_memory_gb(),
+        "prompts": prompts,
+    }
+
+
+def _as_json(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """NumPy numbers and paths as JSON values."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")

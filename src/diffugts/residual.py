@@ -1,0 +1,96 @@
+"""Residuals between a scan and its pseudo-healthy self, and the mask that they give.
+
+    pixel = |X − H|,  X = D(z/s) and H = D(z0/s): both decoded, so that the autoencoder's own error cancels
+    feature = latent difference |z − z0|, averaged over channels
+    R = b1 · norm(pixel) + b2 · norm(feature) + b3 · P_abn,  thresholded inside the candidate only
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How residuals become a mask; all choices ours, set on synthetic tuning patients.
+
+    Attributes:
+        pixel, feature, attention: weights b1, b2, b3.
+        smooth_vox: standard deviation of the gaussian that the pixel residual is smoothed with, voxels.
+        contrast: a candidate whose strongest pixel residual is below this (0..1; 0.01 is 20 HU) is no lesion.
+        floor: the Otsu threshold never goes below this R, so that noise is not split in two.
+        softness: how far from the threshold, in R, the probability falls from 0.73 to 0.27 on either side.
+    """
+
+    pixel: float = 1.0
+    feature: float = 0.5
+    attention: float = 0.5
+    smooth_vox: float = 1.0
+    contrast: float = 0.01
+    floor: float = 0.15
+    softness: float = 0.08
+
+
+def pixel_residual(x: Tensor, healthy: Tensor, smooth_vox: float = 0.0) -> Tensor:
+    """|X − H| of decoded images (D, H, W), smoothed before the absolute value, so that texture cancels."""
+    return gaussian(x - healthy, smooth_vox).abs()
+
+
+def feature_residual(z: Tensor, z0: Tensor, shape: torch.Size) -> Tensor:
+    """Mean over channels of |z − z0| (1, C, d, h, w), trilinear to the image's ``shape`` (D, H, W)."""
+    difference = (z - z0).abs().mean(1, keepdim=True)
+    return F.interpolate(difference, size=tuple(shape), mode="trilinear", align_corners=False)[0, 0]
+
+
+def strongest(residual: Tensor, inside: Tensor, quantile: float = 0.98) -> Tensor:
+    """The ``quantile`` of a residual inside the candidate: its scale, robust to a few voxels. Scalar."""
+    values = residual[inside]
+    rank = max(int(quantile * len(values)), 1)
+    return values.kthvalue(rank).values if len(values) else residual.new_zeros(())
+
+
+def normalised(residual: Tensor, inside: Tensor) -> Tensor:
+    """Divide by the strongest residual inside the candidate, clip to 0..1."""
+    return (residual / strongest(residual, inside).clamp_min(1e-6)).clamp(0, 1)
+
+
+def fuse(pixel: Tensor, feature: Tensor, attention: Tensor, inside: Tensor, fusion: Fusion) -> Tensor:
+    """R in 0..1, (D, H, W), zero outside the candidate."""
+    total = fusion.pixel + fusion.feature + fusion.attention
+    r = fusion.pixel * normalised(pixel, inside) + fusion.feature * normalised(feature, inside)
+    return torch.where(inside, (r + fusion.attention * attention) / total, torch.zeros_like(r))
+
+
+def otsu(values: Tensor, bins: int = 256) -> float:
+    """Otsu's threshold (1979) of values in 0..1: the cut that separates two classes best."""
+    histogram = torch.histc(values.float(), bins, 0, 1).double()
+    centres = (torch.arange(bins, dtype=torch.float64) + 0.5) / bins
+    low, moment = histogram.cumsum(0), (histogram * centres).cumsum(0)
+    high = low[-1] - low
+    between = low * high * (moment / low.clamp_min(1e-12) - (moment[-1] - moment) / high.clamp_min(1e-12)) ** 2
+    best = torch.nonzero(between >= between.max() * (1 - 1e-9))[:, 0]  # a plateau: take its middle
+    return float(centres[int(best.double().mean())] + 0.5 / bins)
+
+
+def probability_of(r: Tensor, threshold: float, softness: float) -> Tensor:
+    """A logistic of the distance to the threshold: 0.5 there, zero where R is zero."""
+    return torch.sigmoid((r - threshold) / softness) * (r > 0)
+
+
+def gaussian(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian smoothing of (D, H, W), separable, edges replicated."""
+    if sigma <= 0:
+        return x
+    reach = max(int(3 * sigma + 0.5), 1)
+    line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=x.device) / sigma) ** 2)
+    line = line / line.sum()
+    y = x[None, None]
+    for axis in range(3):
+        pad = [0, 0, 0, 0, 0, 0]
+        pad[4 - 2 * axis] = pad[5 - 2 * axis] = reach
+        y = F.conv3d(F.pad(y, pad, mode="replicate"), line.reshape([1, 1] + [-1 if a == axis else 1 for a in range(3)]))
+    return y[0, 0]

@@ -1,0 +1,350 @@
+"""The public interface: encode a scan once, ask it many prompts, get masks with their reasons.
+
+    seg = Segmenter.from_pretrained("compact")
+    case = seg.encode("scan.nii.gz")
+    result = case.segment(["liver tumor"], seed=0)
+    result["liver tumor"].mask
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from diffugts.aova import Attention, AttentionHead
+from diffugts.backbone.latent_diffusion import Conditions, Encoding, LatentDiffusion
+from diffugts.backbone.weights import load_backbone, model_folder, read_info
+from diffugts.errors import InputError
+from diffugts.heads import Settings, load_heads
+from diffugts.healing import Sampling
+from diffugts.intensity import IntensityMap, guess_modality
+from diffugts.io import from_array, read_mask, read_volume
+from diffugts.lesions import find_lesions
+from diffugts.prompts import Prompt, parse_all
+from diffugts.refine import Evidence, heal_candidate, refine
+from diffugts.result import PromptResult, Result
+from diffugts.spatial import Placement, place
+from diffugts.text import TextEncoder, default_encoder, prompt_vectors
+from diffugts.volume import Volume
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, float], None]
+"""Told the stage and the fraction of it that is done."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segmenter:
+    """A frozen backbone, a trained attention head and a text encoder.
+
+    Attributes:
+        backbone: frozen; never trained here.
+        head: attention over its features.
+        settings: thresholds and weights of the refinement.
+        text: where prompt vectors come from; must be the encoder that the head was trained with.
+        folder: the model folder.
+    """
+
+    backbone: LatentDiffusion
+    head: AttentionHead
+    settings: Settings
+    text: TextEncoder
+    folder: Path
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path = "compact", device: str = "auto") -> Segmenter:
+        """Load a model.
+
+        Args:
+            model: a name that ships with the package, or a model folder.
+            device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:<i>".
+
+        Raises:
+            WeightsError: files missing, damaged or of another network.
+            InputError: no such device.
+        """
+        folder, where = model_folder(model), _device(device)
+        head, settings = load_heads(folder)
+        backbone = load_backbone(folder).to(where)
+        log.info("model %s, weights under %s", backbone.config.name, backbone.config.licence)
+        return cls(backbone, head.to(where), settings, default_encoder(), folder)
+
+    def encode(
+        self, scan: str | Path | Volume | npt.NDArray[Any], affine: npt.ArrayLike | None = None,
+        modality: str = "auto", progress: Progress | None = None,
+    ) -> Case:  # fmt: skip
+        """Read a scan, bring it to the model grid and encode it, once for all prompts.
+
+        Args:
+            scan: a file, a DICOM folder, a volume, or an (I, J, K) array with its affine.
+            affine: (4, 4) voxel to RAS+ mm; for arrays only.
+            modality: "auto", "ct" (HU) or "mr".
+
+        Raises:
+            InputError: a scan that cannot be used as it is; the sentence says why.
+        """
+        clock = Clock()
+        with clock("read"):
+            volume = self._volume(scan, affine)
+            found, warnings = _modality(volume, modality)
+        with clock("resample"):
+            array, placement = place(volume, self.backbone.config.spacing_mm, self.backbone.config.multiple)
+            intensity = IntensityMap.of(found, volume.array)  # type: ignore[arg-type]
+            image = torch.from_numpy(intensity.forward(array))[None, None]
+        conditions = Conditions(placement.spacing, found)
+        with clock("encode"):
+            encoding = self.backbone.encode(image, conditions, progress and (lambda part: progress("encode", part)))
+        return Case(self, volume, placement, intensity, conditions, encoding, (*warnings, *intensity.warnings), clock)
+
+    def describe(self) -> dict[str, Any]:
+        """Model, weight files with hash and licence, and the libraries that ran: for manifests."""
+        info = read_info(self.folder)
+        return {
+            "model": info.name,
+            "licence": info.licence,
+            "weights": [asdict(file) for file in info.files],
+            "text_encoder": self.text.name,
+            "device": str(self.backbone.device),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+
+    def estimate(self, shape: Sequence[int], spacing: Sequence[float]) -> dict[str, float]:
+        """Expected seconds and peak memory (GB) to encode and attend to a scan of this size.
+
+        Time is measured on one window of this model on this machine; memory is what features and their
+        adapted copies take. A lesion to repaint comes on top: some seconds for each 100 ml.
+        """
+        config = self.backbone.config
+        voxels = float(np.prod([n * s / config.spacing_mm for n, s in zip(shape, spacing, strict=True)]))
+        side = 2 * config.multiple
+        began = time.perf_counter()
+        self.backbone.encode(torch.zeros(1, 1, side, side, side), Conditions((config.spacing_mm,) * 3, "ct"))
+        rate = (time.perf_counter() - began) / side**3
+        overlap = (config.window / (config.window - config.multiple)) ** 3 if voxels > config.window**3 else 1.0
+        return {"seconds": rate * voxels * overlap * 1.5, "peak_gb": 0.8 + voxels * 220 / 1e9 + float(np.prod(shape)) * 24 / 1e9}
+
+    @staticmethod
+    def _volume(scan: str | Path | Volume | npt.NDArray[Any], affine: npt.ArrayLike | None) -> Volume:
+        if isinstance(scan, Volume):
+            return scan
+        if isinstance(scan, np.ndarray):
+            if affine is None:
+                raise InputError("an array needs its affine (4 × 4, voxel to RAS+ mm) to be placed in the patient")
+            return from_array(scan, affine)
+        return read_volume(scan)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One encoded scan, ready for any number of prompts.
+
+    Attributes:
+        volume: the scan as given.
+        placement: how it was brought to the model grid, and back.
+        intensity: how its values were mapped to 0..1.
+        conditions: what the model is told of it.
+        encoding: latent and features.
+        warnings: what is unusual about it, one sentence each.
+        clock: seconds by stage.
+    """
+
+    segmenter: Segmenter
+    volume: Volume
+    placement: Placement
+    intensity: IntensityMap
+    conditions: Conditions
+    encoding: Encoding
+    warnings: tuple[str, ...]
+    clock: Clock
+
+    @property
+    def modality(self) -> str:
+        """ "ct" or "mr"."""
+        return self.conditions.modality
+
+    @property
+    def timings(self) -> Mapping[str, float]:
+        """Seconds by stage so far."""
+        return self.clock.seconds
+
+    def segment(
+        self, prompts: str | Sequence[str], seed: int = 0, seeds: int = 1, steps: int | None = None,
+        region: npt.NDArray[Any] | str | Path | None = None, progress: Progress | None = None,
+    ) -> Result:  # fmt: skip
+        """Segment what the prompts name.
+
+        Args:
+            prompts: one or several phrases.
+            seed: first seed of the inpainting; the same seed gives the same bits.
+            seeds: how many seeds are averaged; more than one gives an uncertainty map.
+            steps: sampling steps; None takes the model's own number.
+            region: (I, J, K) rough mask on the scan's grid, or its file, to use as the candidate instead of attention's.
+            progress: told the stage and its fraction.
+
+        Raises:
+            PromptError: a prompt that cannot be understood. InputError: a region on another grid, or bad numbers.
+        """
+        if seeds < 1:
+            raise InputError(f"seeds must be at least 1, not {seeds}")
+        if steps is not None and steps < 1:
+            raise InputError(f"steps must be at least 1, not {steps}")
+        understood = parse_all([prompts] if isinstance(prompts, str) else prompts)
+        given = None if region is None else self._given(region)
+        with self.clock("attention"):
+            attention = self.attention(understood)
+        answers = {
+            prompt.text: self._answer(prompt, attention, index, given, seed, seeds, steps, progress)
+            for index, prompt in enumerate(understood)
+        }
+        settings = {"seed": seed, "seeds": seeds, "steps": steps or self.segmenter.backbone.config.steps}
+        return Result(self.volume, answers, {**self._manifest(), **settings, "region_given": region is not None})
+
+    def attention(self, prompts: Sequence[Prompt]) -> Attention:
+        """Attention maps of parsed prompts on the finest feature grid."""
+        pairs = [prompt_vectors(prompt, self.segmenter.text) for prompt in prompts]
+        abnormal, normal = (torch.from_numpy(np.stack(side)).to(self.segmenter.backbone.device) for side in zip(*pairs, strict=True))
+        with torch.inference_mode():
+            return self.segmenter.head([stage[0] for stage in self.encoding.stages], abnormal, normal)
+
+    def reconstruction(self) -> npt.NDArray[np.float32]:
+        """Decode of the latent, on the scan's grid and in its unit: (I, J, K) float32."""
+        with self.clock("decode"):
+            image = self.segmenter.backbone.decode_windows(self.encoding.latent)[0, 0].cpu().numpy()
+        return self.intensity.inverse(self.placement.inverse(image, "linear", fill=0.0))
+
+    def heal(
+        self, mask: npt.NDArray[Any] | str | Path, seed: int = 0, steps: int | None = None
+    ) -> npt.NDArray[Any]:
+        """The scan as it would look without what the mask covers.
+
+        Args:
+            mask: (I, J, K) on the scan's grid, or its file.
+
+        Returns:
+            (I, J, K) in the scan's unit; bit-identical to the scan outside the (slightly dilated) mask.
+        """
+        candidate = self._given(mask)
+        evidence = heal_candidate(self.segmenter.backbone, self.encoding.latent, candidate, self.conditions, [seed], Sampling(steps))
+        return self._pseudo_healthy(evidence)
+
+    def _given(self, region: npt.NDArray[Any] | str | Path) -> npt.NDArray[np.bool_]:
+        """A user's mask on the model grid, dilated by the settings' margin."""
+        mask = read_mask(region, self.volume)
+        return self.segmenter.settings.dilated(self.placement.forward(mask, kind="max"), self.placement.spacing)
+
+    def _answer(
+        self, prompt: Prompt, attention: Attention, index: int, given: npt.NDArray[np.bool_] | None, seed: int,
+        seeds: int, steps: int | None, progress: Progress | None,
+    ) -> PromptResult:  # fmt: skip
+        settings, backbone = self.segmenter.settings, self.segmenter.backbone
+        attended = upsampled(attention.probability[index], self.placement.grid.shape)
+        score = float(attention.score[index])
+        candidate = settings.candidate(attended, score, self.placement.spacing) if given is None else given
+        if prompt.negated:
+            candidate = np.zeros_like(candidate)
+        with self.clock("inpaint"):
+            report = progress and (lambda part: progress("inpaint", part))
+            evidence = heal_candidate(
+                backbone, self.encoding.latent, candidate, self.conditions, range(seed, seed + seeds), Sampling(steps), report,
+                settings.fusion.smooth_vox,
+            )
+        with self.clock("refine"):
+            refined = refine(evidence, attended, settings, trusted=given is not None)
+        with self.clock("restore"):
+            back = self.placement.inverse
+            probability = np.clip(back(refined.probability, "linear"), 0, 1)
+            mask = (probability > 0.5).astype(np.uint8)
+            return PromptResult(
+                understood=prompt,
+                mask=mask,
+                probability=probability,
+                attention=np.clip(back(attended, "linear"), 0, 1),
+                pseudo_healthy=self._pseudo_healthy(evidence),
+                residual=back(refined.residual, "linear"),
+                uncertainty=back(refined.spread, "linear") if seeds > 1 else None,
+                lesions=find_lesions(mask, self.volume, probability, min_ml=settings.min_lesion_ml),
+                image_score=score,
+                warnings=_prompt_warnings(prompt),
+            )
+
+    def _pseudo_healthy(self, evidence: Evidence) -> npt.NDArray[Any]:
+        """Paste the healed regions into the scan, feathered inside the mask; every other voxel keeps its bits."""
+        scan = self.volume.array
+        healed = scan.astype(np.result_type(scan.dtype, np.float32))
+        if not evidence.mask.any():
+            return healed
+        weight = self.placement.inverse(evidence.feather(), "linear")
+        inside = weight > 0
+        painted = self.intensity.inverse(self.placement.inverse(evidence.healthy, "linear"))
+        healed[inside] += weight[inside] * (painted[inside] - healed[inside])
+        return healed
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            **self.segmenter.describe(),
+            "modality": self.modality,
+            "warnings": list(self.warnings),
+            "intensity": self.intensity.to_dict(),
+            "placement": self.placement.to_dict(),
+            "timings_s": {stage: round(value, 3) for stage, value in self.timings.items()},
+        }
+
+
+class Clock:
+    """Seconds by stage, added up over calls."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+
+
+def upsampled(probability: torch.Tensor, shape: Sequence[int]) -> npt.NDArray[np.float32]:
+    """A map (d, h, w) of the finest feature grid, trilinear on the model grid (D, H, W)."""
+    fine = torch.nn.functional.interpolate(probability[None, None], size=tuple(shape), mode="trilinear", align_corners=False)
+    result: npt.NDArray[np.float32] = fine[0, 0].cpu().numpy()
+    return result
+
+
+def _prompt_warnings(prompt: Prompt) -> tuple[str, ...]:
+    if prompt.negated:
+        return (f"The prompt {prompt.text!r} says that nothing is there, so nothing was segmented.",)
+    return ()
+
+
+def _modality(volume: Volume, wanted: str) -> tuple[str, tuple[str, ...]]:
+    if wanted not in ("auto", "ct", "mr"):
+        raise InputError(f"modality must be auto, ct or mr, not {wanted!r}")
+    if wanted != "auto":
+        return wanted, ()
+    found, reason = guess_modality(volume)
+    return found, (f"The modality was taken to be {found.upper()}: {reason}. Give --modality to set it.",)
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise InputError(f"device must be auto, cpu, cuda or cuda:<i>, not {wanted!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {wanted!r} was asked for, but PyTorch sees no GPU; use --device cpu")
+    return device

@@ -1,0 +1,152 @@
+"""A bank of training volumes on disk: images in 0..1 on the model grid, with what is known of each.
+
+One item is ``<name>.image.npy`` (D, H, W) float16 0..1, ``<name>.flags.npy`` (D, H, W) uint8 and a line of
+``index.jsonl``. Flags: 0 unknown (never supervised), 1 known and not tumour, 2 + i known and inside the
+item's i-th tumour or target.
+The index grows while a builder runs; :class:`Bank` picks new items up on ``refresh``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+UNKNOWN, KNOWN, TUMOUR = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Item:
+    """One volume of the bank.
+
+    Attributes:
+        name: file stem inside the bank.
+        modality: "ct" or a "mr…" key of the model's modality codes.
+        anatomy: where it was taken: "chest", "head", "limb", …
+        source: where it came from, for the model card.
+        spacing: (3,) mm.
+        lesions: organ of each planted tumour; empty for healthy and for unlabelled scans.
+        labelled: whether every tumour in it is in the flags, so that heads can be trained on it.
+        trusted: whether tissue outside the flags' tumours may be taken for healthy.
+        weight: sampling weight.
+    """
+
+    name: str
+    modality: str
+    anatomy: str
+    source: str
+    spacing: tuple[float, float, float]
+    lesions: tuple[str, ...] = ()
+    trusted: bool = True
+    labelled: bool = False
+    weight: float = 1.0
+
+
+def write_item(root: Path, item: Item, image: npt.NDArray[np.float32], flags: npt.NDArray[np.uint8]) -> None:
+    """Add one item; its line in the index comes last, so that readers never see half an item."""
+    np.save(root / f"{item.name}.image.npy", image.astype(np.float16))
+    np.save(root / f"{item.name}.flags.npy", flags)
+    with open(root / "index.jsonl", "a", encoding="utf-8") as index:
+        index.write(json.dumps(asdict(item)) + "\n")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A crop of one item: image (S, S, S) float32 0..1, flags (S, S, S) uint8."""
+
+    image: npt.NDArray[np.float32]
+    flags: npt.NDArray[np.uint8]
+    item: Item
+
+
+class Bank:
+    """Random crops from the items that a filter admits."""
+
+    def __init__(self, root: Path, admit: Callable[[Item], bool] = lambda item: True) -> None:
+        self.root = root
+        self.admit = admit
+        self.items: list[Item] = []
+        self._read_lines = 0
+        self._arrays: dict[str, tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Pick up items that were added since the last call."""
+        lines = (self.root / "index.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in lines[self._read_lines :]:
+            data = json.loads(line)
+            item = Item(**{**data, "spacing": tuple(data["spacing"]), "lesions": tuple(data["lesions"])})
+            if self.admit(item):
+                self.items.append(item)
+        self._read_lines = len(lines)
+        weights = np.array([item.weight for item in self.items], dtype=np.float64)
+        self._probabilities = weights / weights.sum() if len(weights) else weights
+
+    def arrays(self, item: Item) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
+        """Image and flags of an item, kept in memory after the first read."""
+        if item.name not in self._arrays:
+            image = np.load(self.root / f"{item.name}.image.npy", allow_pickle=False)
+            flags = np.load(self.root / f"{item.name}.flags.npy", allow_pickle=False)
+            self._arrays[item.name] = (image, flags)
+        return self._arrays[item.name]
+
+    def sample(self, rng: np.random.Generator, size: int, on_tumour: float = 0.0) -> Patch:
+        """One random crop of side ``size``; with probability ``on_tumour`` it holds a tumour voxel if there is one.
+
+        Crops that are mostly unknown or mostly empty are drawn again (a few times).
+        """
+        item = self.items[rng.choice(len(self.items), p=self._probabilities)]
+        image, flags = self.arrays(item)
+        aim = rng.random() < on_tumour
+        for _ in range(8):
+            box = _random_box(rng, image.shape, size, _tumour_voxel(rng, flags) if aim else None)
+            crop, known = image[box], flags[box]
+            if aim or (float((known > 0).mean()) > 0.4 and float((crop > 0.05).mean()) > 0.25):
+                break
+        return Patch(_pad(crop.astype(np.float32), size), _pad(known, size), item)
+
+
+def _tumour_voxel(rng: np.random.Generator, flags: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64] | None:
+    found = np.flatnonzero(flags >= TUMOUR)
+    return np.array(np.unravel_index(rng.choice(found), flags.shape)) if len(found) else None
+
+
+def _random_box(
+    rng: np.random.Generator, shape: tuple[int, ...], size: int, around: npt.NDArray[np.int64] | None
+) -> tuple[slice, ...]:
+    box = []
+    for axis, side in enumerate(shape):
+        low, high = 0, max(side - size, 0)
+        if around is not None:
+            margin = size // 8
+            low = min(max(int(around[axis]) - size + margin, 0), high)
+            high = max(min(int(around[axis]) - margin, high), low)
+        start = int(rng.integers(low, high + 1))
+        box.append(slice(start, start + size))
+    return tuple(box)
+
+
+def _pad(array: npt.NDArray[np.generic], size: int) -> npt.NDArray:  # type: ignore[type-arg]
+    """Grow a short crop to ``size``: replicate the edge of images, mark the flags' growth as unknown."""
+    width = [(0, size - side) for side in array.shape]
+    if array.dtype == np.uint8:
+        return np.pad(array, width)
+    return np.pad(array, width, mode="edge")
+
+
+def augment(patch: Patch, rng: np.random.Generator) -> Patch:
+    """Flips, and for intensities what another scanner might do; the anatomy's left–right is not kept."""
+    image, flags = patch.image, patch.flags
+    if rng.random() < 0.5:
+        image, flags = image[::-1], flags[::-1]
+    if patch.item.modality == "ct":
+        image = image * rng.uniform(0.97, 1.03) + rng.normal(0, 0.006)
+    else:
+        image = np.clip(image, 0, None) ** rng.uniform(0.75, 1.3) * rng.uniform(0.8, 1.1)
+    if rng.random() < 0.5:
+        image = image + rng.normal(0, rng.uniform(0, 0.02), image.shape)
+    return Patch(np.clip(image, 0, 1).astype(np.float32), np.ascontiguousarray(flags), patch.item)

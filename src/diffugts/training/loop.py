@@ -1,0 +1,174 @@
+"""What every training run shares: batches, precision, schedule, moving average, checkpoints, curves."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffugts.training.bank import Bank, Patch, augment
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How long and how to train.
+
+    Attributes:
+        steps: optimiser steps in all; a resumed run goes on to this number.
+        batch: patches per step.
+        size: patch side in voxels.
+        learning_rate: peak, after ``warmup`` steps, falling to a twentieth along a cosine.
+        ema: decay of the moving average of the weights.
+        seed: of patches, augmentation and noise.
+        save_every: steps between checkpoints.
+        on_tumour: share of patches aimed at a tumour where the volume has one.
+    """
+
+    steps: int
+    batch: int = 4
+    size: int = 64
+    learning_rate: float = 5e-4
+    warmup: int = 100
+    ema: float = 0.998
+    seed: int = 0
+    save_every: int = 200
+    on_tumour: float = 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """image (N, 1, S, S, S) float32 0..1, flags (N, 1, S, S, S) uint8, and the items behind them."""
+
+    image: Tensor
+    flags: Tensor
+    patches: tuple[Patch, ...]
+
+
+def batches(bank: Bank, options: RunOptions, first_step: int) -> Iterator[Batch]:
+    """Batches from ``first_step`` on; each depends on seed and step only, so that a resumed run sees the same."""
+
+    def make(step: int) -> Batch:
+        rng = np.random.default_rng((options.seed, step))
+        drawn = [augment(bank.sample(rng, options.size, options.on_tumour), rng) for _ in range(options.batch)]
+        image = torch.from_numpy(np.stack([patch.image for patch in drawn]))[:, None]
+        flags = torch.from_numpy(np.stack([patch.flags for patch in drawn]))[:, None]
+        return Batch(image, flags, tuple(drawn))
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(make, first_step)
+        for step in range(first_step, options.steps):
+            batch, ahead = ahead.result(), pool.submit(make, step + 1)
+            yield batch
+
+
+def fast_precision() -> torch.dtype | None:
+    """bfloat16 where the processor multiplies it natively, else None (float32): emulation is unusably slow."""
+    if torch.cuda.is_available():
+        return torch.bfloat16
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None
+
+
+def train(
+    modules: dict[str, nn.Module],
+    loss_of: Callable[[Batch, torch.Generator], tuple[Tensor, dict[str, float]]],
+    bank: Bank,
+    options: RunOptions,
+    out: Path,
+) -> None:
+    """Run (or go on with) a training run; ``modules`` end with their averaged weights.
+
+    Args:
+        modules: what is trained, by name; ``out/state.pt`` keeps them, their average and the optimiser.
+        loss_of: loss and figures to log of one batch; the generator is seeded per step.
+        out: folder of ``state.pt`` and ``curve.csv``.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    trained = nn.ModuleDict(modules)
+    parameters = [p for p in trained.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=1e-4, betas=(0.9, 0.98))
+    average = {key: value.detach().clone() for key, value in trained.state_dict().items()}
+    step = _resume(out / "state.pt", trained, optimiser, average)
+    began, precision = time.monotonic(), fast_precision()
+    for batch in batches(bank, options, step):
+        for group in optimiser.param_groups:
+            group["lr"] = _rate(step, options)
+        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
+        with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
+            loss, figures = loss_of(batch, generator)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+        if torch.isfinite(norm):
+            optimiser.step()
+        step += 1
+        _follow(average, trained, min(options.ema, (1 + step) / (10 + step)))
+        if step % 20 == 0 or step == options.steps:
+            _log(out / "curve.csv", {"step": step, "seconds": time.monotonic() - began, "loss": float(loss), **figures})
+        if step % options.save_every == 0 or step == options.steps:
+            _save(out / "state.pt", trained, optimiser, average, step)
+            bank.refresh()
+    trained.load_state_dict(average)
+
+
+def _rate(step: int, options: RunOptions) -> float:
+    warm = min(1.0, (step + 1) / options.warmup)
+    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, step / options.steps)))
+    return options.learning_rate * warm * (0.05 + 0.95 * fall)
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], trained: nn.Module, decay: float) -> None:
+    for key, value in trained.state_dict().items():
+        if value.is_floating_point():
+            average[key].lerp_(value.to(average[key]), 1 - decay)
+        else:
+            average[key].copy_(value)
+
+
+def _save(
+    path: Path, trained: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor], step: int
+) -> None:
+    temporary = path.with_suffix(".tmp")
+    state = {"model": trained.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step}
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def _resume(path: Path, trained: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor]) -> int:
+    if not path.exists():
+        return 0
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    trained.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    for key, value in state["average"].items():
+        average[key].copy_(value)
+    return int(state["step"])
+
+
+def averaged_state(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The moving average kept in a run's ``state.pt``, per module name."""
+    average: dict[str, Tensor] = torch.load(path, weights_only=True)["average"]
+    modules: dict[str, dict[str, Tensor]] = {}
+    for key, value in average.items():
+        name, rest = key.split(".", 1)
+        modules.setdefault(name, {})[rest] = value
+    return modules
+
+
+def _log(path: Path, row: dict[str, float]) -> None:
+    new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow({key: f"{value:.6g}" for key, value in row.items()})

@@ -1,0 +1,178 @@
+"""From a recipe to a bank: which scans, label maps and synthetic patients a model is trained on.
+
+A recipe is JSON: ``{"scans": [...], "labelmaps": [...], "synthetic": [...]}``. Paths are patterns relative to a data
+folder; patterns that match nothing are skipped with a warning, so the package's own synthetic patients are
+enough to rerun it. Every item is made from its own seed, so that a build can stop and go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffugts.training.bank import KNOWN, TUMOUR, UNKNOWN, Item, write_item
+
+log = logging.getLogger(__name__)
+
+Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One item to make: its description, and how to make it."""
+
+    item: Item
+    make: Callable[[], Arrays]
+
+
+def jobs(recipe: dict[str, Any], data: Path, spacing: float) -> Iterator[Job]:
+    """All items of a recipe, sources taking turns so that an unfinished bank is already mixed."""
+    sources = [_scan_jobs(source, data, spacing) for source in recipe.get("scans", [])]
+    sources += [_labelmap_jobs(source, data, spacing) for source in recipe.get("labelmaps", [])]
+    sources += [_synthetic_jobs(source, spacing) for source in recipe.get("synthetic", [])]
+    while sources:
+        for source in list(sources):
+            job = next(source, None)
+            if job is None:
+                sources.remove(source)
+            else:
+                yield job
+
+
+def build(recipe_path: Path, data: Path, root: Path, spacing: float, part: int = 0, parts: int = 1) -> int:
+    """Build (or go on building) a bank; with ``parts`` processes each makes every ``parts``-th item.
+
+    Returns:
+        How many items this call added.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    index = root / "index.jsonl"
+    index.touch()
+    done = {json.loads(line)["name"] for line in index.read_text(encoding="utf-8").splitlines()}
+    recipe = json.loads(recipe_path.read_text(encoding="utf-8"))
+    added = 0
+    for number, job in enumerate(jobs(recipe, data, spacing)):
+        if number % parts != part or job.item.name in done:
+            continue
+        image, flags = job.make()
+        write_item(root, job.item, image, flags)
+        added += 1
+    return added
+
+
+def _seed(name: str) -> int:
+    """A seed that depends on the item's name alone."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+
+
+def _matches(data: Path, source: dict[str, Any], key: str) -> list[Path]:
+    paths = sorted(path for pattern in source[key] for path in data.glob(pattern))
+    if not paths:
+        log.warning("no file matches %s; this source is skipped", source[key])
+    return paths
+
+
+def _scan_jobs(source: dict[str, Any], data: Path, spacing: float) -> Iterator[Job]:
+    for path in _matches(data, source, "images"):
+        name = "scan_" + "_".join(path.relative_to(data).parts).removesuffix(".nii.gz")
+        item = Item(
+            name, source["modality"], source["anatomy"], source["source"], (spacing,) * 3,
+            trusted=source.get("trusted", True), weight=source.get("weight", 1.0),
+        )  # fmt: skip
+        yield Job(item, lambda path=path, item=item: _scan(path, item, source, spacing))  # type: ignore[misc]
+
+
+def _scan(path: Path, item: Item, source: dict[str, Any], spacing: float) -> Arrays:
+    from diffugts.intensity import IntensityMap
+    from diffugts.io import read_volume
+    from diffugts.spatial import place
+
+    volume = read_volume(path)
+    array, placement = place(volume, spacing=spacing, multiple=1)
+    scale = IntensityMap.ct() if item.modality == "ct" else IntensityMap.mr(volume.array)
+    flags = np.full(array.shape, KNOWN, np.uint8)
+    if "fill" in source:  # outside the scanned region: neither air nor tissue
+        from scipy import ndimage
+
+        known = ndimage.binary_opening(ndimage.binary_closing(volume.array != source["fill"], iterations=2))
+        flags[~placement.forward(known, kind="mask")] = UNKNOWN
+    if "tumour" in source:
+        old, new = source["tumour"]
+        tumour = read_volume(path.with_name(path.name.replace(old, new))).array > 0
+        flags[placement.forward(tumour, kind="max") & (flags > 0)] = TUMOUR
+    return scale.forward(array), flags
+
+
+def _labelmap_jobs(source: dict[str, Any], data: Path, spacing: float) -> Iterator[Job]:
+    for number in range(source["count"]):
+        for path in _matches(data, source, "labels"):
+            name = f"labelmap_{path.name.removesuffix('.nii.gz')}_{number:03d}"
+            lesions = 1 if np.random.default_rng(_seed(name)).random() < source.get("lesions", 0.5) else 0
+            item = Item(
+                name, "mr", source["anatomy"], source["source"], (spacing,) * 3, ("brain",) * lesions,
+                labelled=True, weight=source.get("weight", 1.0),
+            )  # fmt: skip
+            yield Job(item, lambda path=path, item=item: _labelmap(path, item, spacing))  # type: ignore[misc]
+
+
+def _labelmap(path: Path, item: Item, spacing: float) -> Arrays:
+    from diffugts.intensity import IntensityMap
+    from diffugts.io import read_volume
+    from diffugts.spatial import place
+    from diffugts.synth.labelmap import render_labelmap
+
+    labels, placement = place(read_volume(path), spacing=None, multiple=1)
+    sample = render_labelmap(
+        labels.astype(np.int32), placement.spacing, "mr", np.random.default_rng(_seed(item.name)),
+        lesions=len(item.lesions), out_spacing=(spacing,) * 3,
+    )  # fmt: skip
+    return IntensityMap.mr(sample.image).forward(sample.image), _flags(sample.lesion)
+
+
+def _flags(lesion: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """0 and 1 + index of the lesion to known healthy and the flags' TUMOUR + index."""
+    return np.where(lesion > 0, lesion + (TUMOUR - 1), KNOWN).astype(np.uint8)
+
+
+def _synthetic_jobs(source: dict[str, Any], spacing: float) -> Iterator[Job]:
+    for number in range(source["count"]):
+        name = f"synthetic_{source['kind']}_{source['modality']}_{source.get('seed', 0) + number:05d}"
+        rng = np.random.default_rng(_seed(name))
+        lesions = int(rng.integers(1, 3)) if rng.random() < source.get("lesions", 0.5) else 0
+        yield _synthetic_job(name, source, lesions, spacing * rng.uniform(0.9, 1.1))
+
+
+def _synthetic_job(name: str, source: dict[str, Any], lesions: int, spacing: float) -> Job:
+    from diffugts.synth import sample_patient
+
+    patient = sample_patient(_seed(name), kind=source["kind"], lesions=lesions)
+    item = Item(
+        name, source["modality"], source["kind"], "synthetic", (spacing,) * 3,
+        tuple(lesion.organ for lesion in patient.lesions), labelled=True, weight=source.get("weight", 1.0),
+    )  # fmt: skip
+
+    def make() -> Arrays:
+        from diffugts.intensity import IntensityMap
+
+        rng = np.random.default_rng(_seed(name) + 1)
+        low, high = (np.asarray(corner, float) for corner in patient.extent)
+        size = np.minimum(np.ceil((high - low) / spacing), source.get("window", 96)).astype(int)
+        centre = low + (high - low) * rng.uniform(0.3, 0.7, 3)
+        if patient.lesions:
+            centre = np.asarray(patient.lesions[0].centre_mm) + rng.uniform(-0.3, 0.3, 3) * size * spacing
+        origin = np.clip(centre - size * spacing / 2, low, np.maximum(high - size * spacing, low))
+        sample = patient.render(
+            tuple(size), (spacing,) * 3, tuple(origin), modality=source["modality"], seed=_seed(name)
+        )
+        scale = IntensityMap.ct() if source["modality"] == "ct" else IntensityMap.mr(sample.image)
+        return scale.forward(sample.image), _flags(sample.lesion)
+
+    return Job(item, make)
