@@ -205,3 +205,13 @@ def test_preview_keeps_the_shape_of_anisotropic_voxels():
     assert coronal.get_aspect() == 1.0
     assert coronal.get_xlim() == (0.0, 24 * 0.5)
     assert coronal.get_ylim() == (16 * 6.0, 0.0)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_turning_to_file_order_changes_no_voxel(order):
+    array = np.asarray(np.random.default_rng(0).random((5, 6, 7), np.float32), order=order)
+    for view in (array, array.transpose(2, 0, 1)[::-1]):
+        turned = save_module._file_order(view)
+        assert turned.flags.f_contiguous
+        assert turned.dtype == view.dtype
+        np.testing.assert_array_equal(turned, view)

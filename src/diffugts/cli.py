@@ -87,14 +87,14 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 
 def _add_training(parser: argparse.ArgumentParser, verb: str) -> None:
-    from diffugts.training import cli
+    from diffugts.training import cli as training
 
     if verb == "pretrain":
-        cli.add_pretrain_arguments(parser)
-        parser.set_defaults(run=cli.run_pretrain)
+        training.add_pretrain_arguments(parser)
+        parser.set_defaults(run=training.run_pretrain)
     else:
-        cli.add_fit_arguments(parser)
-        parser.set_defaults(run=cli.run_fit)
+        training.add_fit_arguments(parser)
+        parser.set_defaults(run=training.run_fit)
 
 
 def entry() -> NoReturn:

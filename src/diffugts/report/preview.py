@@ -100,7 +100,13 @@ def draw_preview(answer: PromptResult, volume: Volume, title: str) -> Figure:
     spacing = volume.spacing[list(turn.order)]
     place = _focus(answer, volume)
     point = turn.voxel(place, volume.shape)
-    arrays = (volume.array, answer.attention, answer.pseudo_healthy, answer.residual, answer.mask)
+    arrays: tuple[Array, ...] = (
+        volume.array,
+        answer.attention,
+        answer.pseudo_healthy,
+        answer.residual,
+        answer.mask,
+    )
     views = {name: turn.view(array) for name, array in zip(COLUMNS, arrays, strict=True)}
     cuts = [{name: _cut(view, plane, point, spacing) for name, view in views.items()} for plane in PLANES]
     sizes = [_size_mm(cut["scan"], plane, spacing) for cut, plane in zip(cuts, PLANES, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -21,6 +22,7 @@ from diffugts.result import PromptResult, Result
 from diffugts.volume import Volume
 
 MANIFEST = "manifest.json"
+WRITERS = 2  # files compressed at a time; each needs a copy of its array
 LIBRARIES = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom")
 
 
@@ -110,8 +112,13 @@ def _save_answer(answer: PromptResult, volume: Volume, text: str, folder: Path, 
         images["uncertainty"] = answer.uncertainty
     else:
         (target / "uncertainty.nii.gz").unlink(missing_ok=True)  # of an earlier run with more seeds
-    for image, array in images.items():
-        write_nifti(array, volume, target / f"{image}.nii.gz")
+    with ThreadPoolExecutor(WRITERS) as pool:  # compression takes most of the time and runs outside the GIL
+        paths = [target / f"{image}.nii.gz" for image in images]
+        list(
+            pool.map(
+                lambda array, path: write_nifti(_file_order(array), volume, path), images.values(), paths
+            )
+        )
     with atomic_path(target / "lesions.csv") as path:
         write_csv(answer.lesions, path)
     with atomic_path(target / "preview.png") as path:
@@ -125,6 +132,17 @@ def _save_answer(answer: PromptResult, volume: Volume, text: str, folder: Path, 
         "score": round(float(answer.image_score), 4),
         "warnings": list(answer.warnings),
     }
+
+
+def _file_order(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array in NIfTI's memory order. One slab after the other fits the processor's caches, which makes it
+    several times faster for 512³ voxels than leaving the turn to the writer."""
+    if array.flags.f_contiguous:
+        return array
+    turned = np.empty_like(array, order="F")
+    for j in range(array.shape[1]):
+        turned[:, j] = np.ascontiguousarray(array[:, j].T).T
+    return turned
 
 
 def _manifest(result: Result, name: str, prompts: dict[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,8 @@ class Question:
 def questions(patch: Patch, rng: np.random.Generator, count: int = 4) -> list[Question]:
     """Prompts for one patch: its organs' tumours, any tumour, and organs that have none there."""
     organs = [PROMPT_OF.get(organ, organ) for organ in patch.item.lesions]
+    if "" in organs:  # planted in a real scan, organ not known: it is a tumour, and that is all one can ask
+        return [Question(str(prompt), (TUMOUR,)) for prompt in rng.choice(GENERIC, 2, replace=False)]
     flags = tuple(TUMOUR + i for i in range(len(organs)))
     asked = [Question(str(rng.choice(GENERIC)), flags)]
     for organ in dict.fromkeys(organs):
@@ -109,8 +111,8 @@ def train_heads(
             asked.append((attention, abnormal, target.flatten(1).any(1)))
         loss = torch.stack([term["total"] for term in terms]).mean()
         contrast = contrastive(asked, head)
-        figures = {key: float(torch.stack([term[key] for term in terms]).mean()) for key in terms[0]}
-        return loss + 0.1 * contrast, {**figures, "contrastive": float(contrast)}
+        figures = {key: torch.stack([term[key] for term in terms]).mean().item() for key in terms[0]}
+        return loss + 0.1 * contrast, {**figures, "contrastive": contrast.item()}
 
     train({"head": head}, loss_of, bank, options, out)
     return head

@@ -113,7 +113,7 @@ def train(
         step += 1
         _follow(average, trained, min(options.ema, (1 + step) / (10 + step)))
         if step % 20 == 0 or step == options.steps:
-            _log(out / "curve.csv", {"step": step, "seconds": time.monotonic() - began, "loss": float(loss), **figures})
+            _log(out / "curve.csv", {"step": step, "seconds": time.monotonic() - began, "loss": loss.item(), **figures})
         if step % options.save_every == 0 or step == options.steps:
             _save(out / "state.pt", trained, optimiser, average, step)
             bank.refresh()

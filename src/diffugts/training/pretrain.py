@@ -44,7 +44,7 @@ def train_autoencoder(config: ModelConfig, bank: Bank, options: RunOptions, out:
         spread = mu.float().pow(2).mean()
         loss = voxels + 0.5 * edges + 1e-4 * spread
         mse = _masked_mean((decoded - batch.image).pow(2), known)
-        return loss, {"l1": float(voxels), "psnr": float(-10 * torch.log10(mse)), "latent_square": float(spread)}
+        return loss, {"l1": voxels.item(), "psnr": (-10 * torch.log10(mse)).item(), "latent_square": spread.item()}
 
     train({"autoencoder": autoencoder}, loss_of, bank, options, out)
     return with_scale_factor(model, bank, options)
@@ -79,7 +79,7 @@ def train_flow(model: LatentDiffusion, bank: Bank, options: RunOptions, out: Pat
         v = model.predict((1 - time) * x0 + time * noise, t, conditions).float()
         error = (v - (x0 - noise)).pow(2).mean(1, keepdim=True)
         loss = _masked_mean(error, healthy)
-        return loss, {"healthy_share": float(healthy.mean())}
+        return loss, {"healthy_share": healthy.mean().item()}
 
     train({"unet": model.unet}, loss_of, bank, options, out)
     return model

@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,15 @@ from diffugts.training.bank import KNOWN, TUMOUR, UNKNOWN, Item, write_item
 log = logging.getLogger(__name__)
 
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
+Made = tuple[Item, npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One item to make: its description, and how to make it."""
+    """One item to make, by name; making it gives its description, image and flags."""
 
-    item: Item
-    make: Callable[[], Arrays]
+    name: str
+    make: Callable[[], Made]
 
 
 def jobs(recipe: dict[str, Any], data: Path, spacing: float) -> Iterator[Job]:
@@ -60,10 +62,9 @@ def build(recipe_path: Path, data: Path, root: Path, spacing: float, part: int =
     recipe = json.loads(recipe_path.read_text(encoding="utf-8"))
     added = 0
     for number, job in enumerate(jobs(recipe, data, spacing)):
-        if number % parts != part or job.item.name in done:
+        if number % parts != part or job.name in done:
             continue
-        image, flags = job.make()
-        write_item(root, job.item, image, flags)
+        write_item(root, *job.make())
         added += 1
     return added
 
@@ -87,7 +88,10 @@ def _scan_jobs(source: dict[str, Any], data: Path, spacing: float) -> Iterator[J
             name, source["modality"], source["anatomy"], source["source"], (spacing,) * 3,
             trusted=source.get("trusted", True), weight=source.get("weight", 1.0),
         )  # fmt: skip
-        yield Job(item, lambda path=path, item=item: _scan(path, item, source, spacing))  # type: ignore[misc]
+        yield Job(name, partial(_made, item, _scan, path, item, source, spacing))
+        for number in range(source.get("grafts", 0)):
+            graft_name = f"graft_{name.removeprefix('scan_')}_{number:02d}"
+            yield Job(graft_name, partial(_graft, graft_name, path, item, source, spacing))
 
 
 def _scan(path: Path, item: Item, source: dict[str, Any], spacing: float) -> Arrays:
@@ -111,6 +115,28 @@ def _scan(path: Path, item: Item, source: dict[str, Any], spacing: float) -> Arr
     return scale.forward(array), flags
 
 
+def _graft(name: str, path: Path, scan: Item, source: dict[str, Any], spacing: float) -> Made:
+    """The scan with a tumour planted in it; real tumours and what is unknown are not supervised."""
+    from diffugts.synth.graft import graft
+
+    array, flags = _scan(path, scan, source, spacing)
+    image = array * 2000 - 1000 if scan.modality == "ct" else array
+    rng = np.random.default_rng(_seed(name))
+    planted, lesion, organ = graft(image, flags == KNOWN, (spacing,) * 3, scan.modality, scan.anatomy, rng)
+    flags = np.where(flags == KNOWN, KNOWN, UNKNOWN).astype(np.uint8)
+    flags[lesion] = TUMOUR
+    item = replace(
+        scan, name=name, lesions=(organ,) if lesion.any() else (), labelled=True, trusted=False,
+        weight=source.get("weight", 1.0) / source["grafts"],
+    )  # fmt: skip
+    image = (planted + 1000) / 2000 if scan.modality == "ct" else planted
+    return item, np.clip(image, 0, 1).astype(np.float32), flags
+
+
+def _made(item: Item, make: Callable[..., Arrays], *arguments: Any) -> Made:
+    return (item, *make(*arguments))
+
+
 def _labelmap_jobs(source: dict[str, Any], data: Path, spacing: float) -> Iterator[Job]:
     for number in range(source["count"]):
         for path in _matches(data, source, "labels"):
@@ -120,7 +146,7 @@ def _labelmap_jobs(source: dict[str, Any], data: Path, spacing: float) -> Iterat
                 name, "mr", source["anatomy"], source["source"], (spacing,) * 3, ("brain",) * lesions,
                 labelled=True, weight=source.get("weight", 1.0),
             )  # fmt: skip
-            yield Job(item, lambda path=path, item=item: _labelmap(path, item, spacing))  # type: ignore[misc]
+            yield Job(name, partial(_made, item, _labelmap, path, item, spacing))
 
 
 def _labelmap(path: Path, item: Item, spacing: float) -> Arrays:
@@ -147,32 +173,26 @@ def _synthetic_jobs(source: dict[str, Any], spacing: float) -> Iterator[Job]:
         name = f"synthetic_{source['kind']}_{source['modality']}_{source.get('seed', 0) + number:05d}"
         rng = np.random.default_rng(_seed(name))
         lesions = int(rng.integers(1, 3)) if rng.random() < source.get("lesions", 0.5) else 0
-        yield _synthetic_job(name, source, lesions, spacing * rng.uniform(0.9, 1.1))
+        yield Job(name, partial(_synthetic, name, source, lesions, spacing * rng.uniform(0.9, 1.1)))
 
 
-def _synthetic_job(name: str, source: dict[str, Any], lesions: int, spacing: float) -> Job:
+def _synthetic(name: str, source: dict[str, Any], lesions: int, spacing: float) -> Made:
+    """A window of a synthetic patient, near its first tumour where it has one."""
+    from diffugts.intensity import IntensityMap
     from diffugts.synth import sample_patient
 
     patient = sample_patient(_seed(name), kind=source["kind"], lesions=lesions)
+    rng = np.random.default_rng(_seed(name) + 1)
+    low, high = (np.asarray(corner, float) for corner in patient.extent)
+    size = np.minimum(np.ceil((high - low) / spacing), source.get("window", 96)).astype(int)
+    centre = low + (high - low) * rng.uniform(0.3, 0.7, 3)
+    if patient.lesions:
+        centre = np.asarray(patient.lesions[0].centre_mm) + rng.uniform(-0.3, 0.3, 3) * size * spacing
+    origin = np.clip(centre - size * spacing / 2, low, np.maximum(high - size * spacing, low))
+    sample = patient.render(tuple(size), (spacing,) * 3, tuple(origin), modality=source["modality"], seed=_seed(name))
+    scale = IntensityMap.ct() if source["modality"] == "ct" else IntensityMap.mr(sample.image)
     item = Item(
         name, source["modality"], source["kind"], "synthetic", (spacing,) * 3,
         tuple(lesion.organ for lesion in patient.lesions), labelled=True, weight=source.get("weight", 1.0),
     )  # fmt: skip
-
-    def make() -> Arrays:
-        from diffugts.intensity import IntensityMap
-
-        rng = np.random.default_rng(_seed(name) + 1)
-        low, high = (np.asarray(corner, float) for corner in patient.extent)
-        size = np.minimum(np.ceil((high - low) / spacing), source.get("window", 96)).astype(int)
-        centre = low + (high - low) * rng.uniform(0.3, 0.7, 3)
-        if patient.lesions:
-            centre = np.asarray(patient.lesions[0].centre_mm) + rng.uniform(-0.3, 0.3, 3) * size * spacing
-        origin = np.clip(centre - size * spacing / 2, low, np.maximum(high - size * spacing, low))
-        sample = patient.render(
-            tuple(size), (spacing,) * 3, tuple(origin), modality=source["modality"], seed=_seed(name)
-        )
-        scale = IntensityMap.ct() if source["modality"] == "ct" else IntensityMap.mr(sample.image)
-        return scale.forward(sample.image), _flags(sample.lesion)
-
-    return Job(item, make)
+    return item, scale.forward(sample.image), _flags(sample.lesion)

@@ -1,0 +1,177 @@
+"""The public interface on a tiny random model: geometry, reproducibility, encode once, and empty answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny import tiny_folder
+
+from diffugts.errors import InputError, WeightsError
+from diffugts.heads import Settings
+from diffugts.residual import Fusion
+from diffugts.segmenter import Case, Segmenter
+
+AFFINE = np.array([[0, -2.5, 0, 40.0], [2.0, 0, 0, -30.0], [0, 0, 3.0, 5.0], [0, 0, 0, 1]])
+SHAPE = (34, 26, 20)
+EAGER = Settings(threshold=0.0, score_threshold=0.0, fusion=Fusion(contrast=0.0, floor=0.0))
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+    return Segmenter.from_pretrained(tiny_folder(tmp_path_factory.mktemp("model") / "tiny"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def scan() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.normal(40, 20, SHAPE) - 900 * (np.indices(SHAPE)[0] < 4)).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def case(segmenter: Segmenter, scan: np.ndarray) -> Case:
+    return segmenter.encode(scan, affine=AFFINE, modality="ct")
+
+
+@pytest.fixture(scope="module")
+def region() -> np.ndarray:
+    mask = np.zeros(SHAPE, bool)
+    mask[12:20, 8:15, 6:12] = True
+    return mask
+
+
+def with_settings(segmenter: Segmenter, settings: Settings) -> Segmenter:
+    return Segmenter(segmenter.backbone, segmenter.head, settings, segmenter.text, segmenter.folder)
+
+
+def test_everything_is_on_the_scans_grid(case: Case, region: np.ndarray) -> None:
+    answer = case.segment("liver tumor", region=region, seeds=2)["liver tumor"]
+    for name in ("mask", "probability", "attention", "pseudo_healthy", "residual", "uncertainty"):
+        assert getattr(answer, name).shape == SHAPE, name
+    assert answer.mask.dtype == np.uint8
+    assert set(np.unique(answer.mask)) <= {0, 1}
+    assert 0 <= answer.probability.min() <= answer.probability.max() <= 1
+
+
+def test_same_seed_same_bits_other_seed_other_bits(case: Case, region: np.ndarray) -> None:
+    first, again, other = (case.segment("tumor", region=region, seed=seed)["tumor"] for seed in (5, 5, 6))
+    assert np.array_equal(first.pseudo_healthy, again.pseudo_healthy)
+    assert np.array_equal(first.probability, again.probability)
+    assert not np.array_equal(first.pseudo_healthy, other.pseudo_healthy)
+
+
+def test_answer_does_not_depend_on_the_other_prompts(case: Case, segmenter: Segmenter) -> None:
+    eager = with_settings(segmenter, EAGER)
+    held = Case(eager, case.volume, case.placement, case.intensity, case.conditions, case.encoding, (), case.clock)
+    alone, together = held.segment("lung tumor")["lung tumor"], held.segment(["liver tumor", "lung tumor"])["lung tumor"]
+    np.testing.assert_allclose(alone.attention, together.attention, atol=1e-6)
+    np.testing.assert_allclose(alone.probability, together.probability, atol=1e-4)
+
+
+def test_second_prompt_does_not_encode_again(segmenter: Segmenter, scan: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    encode = type(segmenter.backbone).encode
+    monkeypatch.setattr(type(segmenter.backbone), "encode", lambda *a, **k: calls.append(1) or encode(*a, **k))
+    case = segmenter.encode(scan, affine=AFFINE, modality="ct")
+    case.segment("liver tumor")
+    case.segment(["kidney tumor", "lung tumor"])
+    assert len(calls) == 1
+
+
+def test_outside_the_dilated_mask_the_scan_keeps_its_bits(case: Case, region: np.ndarray, scan: np.ndarray) -> None:
+    from scipy.ndimage import distance_transform_edt
+
+    healed = case.heal(region)
+    far = distance_transform_edt(~region, sampling=(2.0, 2.5, 3.0)) > case.segmenter.settings.margin_mm + 6
+    assert np.array_equal(healed[far], scan[far])
+    assert not np.array_equal(healed[region], scan[region])
+
+
+def test_region_and_heal_agree(case: Case, region: np.ndarray) -> None:
+    assert np.array_equal(case.heal(region, seed=2), case.segment("tumor", region=region, seed=2)["tumor"].pseudo_healthy)
+
+
+def test_empty_candidate_costs_no_diffusion(case: Case, monkeypatch: pytest.MonkeyPatch, scan: np.ndarray) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was asked to repaint nothing")
+
+    monkeypatch.setattr(case.segmenter.backbone, "predict", refuse)
+    answer = case.segment("tumor", region=np.zeros(SHAPE, bool))["tumor"]
+    assert answer.mask.sum() == 0
+    assert answer.lesions == ()
+    assert np.array_equal(answer.pseudo_healthy, scan)
+
+
+@pytest.mark.parametrize("prompt", ["healthy liver", "no evidence of liver tumor"])
+def test_negated_prompt_is_empty_whatever_the_attention(case: Case, segmenter: Segmenter, prompt: str) -> None:
+    eager = with_settings(segmenter, EAGER)
+    held = Case(eager, case.volume, case.placement, case.intensity, case.conditions, case.encoding, (), case.clock)
+    answer = held.segment(prompt)[prompt]
+    assert answer.mask.sum() == 0
+    assert any("nothing is there" in sentence for sentence in answer.warnings)
+
+
+def test_low_image_score_gives_an_empty_mask(case: Case, segmenter: Segmenter) -> None:
+    """Otsu always splits something; without the gates a healthy scan would have a tumour."""
+    shut = Settings(**{**EAGER.__dict__, "score_threshold": 1.1})
+    held = Case(with_settings(segmenter, shut), case.volume, case.placement, case.intensity, case.conditions, case.encoding, (), case.clock)
+    assert held.segment("tumor")["tumor"].mask.sum() == 0
+
+
+def test_candidate_that_repaints_to_itself_is_no_lesion(case: Case, segmenter: Segmenter, region: np.ndarray) -> None:
+    strict = Settings(fusion=Fusion(contrast=10.0))
+    held = Case(with_settings(segmenter, strict), case.volume, case.placement, case.intensity, case.conditions, case.encoding, (), case.clock)
+    assert held.segment("tumor", region=region)["tumor"].mask.sum() == 0
+
+
+def test_mask_stays_inside_the_dilated_region(case: Case, region: np.ndarray) -> None:
+    from scipy.ndimage import distance_transform_edt
+
+    mask = case.segment("tumor", region=region)["tumor"].mask > 0
+    far = distance_transform_edt(~region, sampling=(2.0, 2.5, 3.0)) > case.segmenter.settings.margin_mm + 6
+    assert not mask[far].any()
+
+
+def test_reconstruction_is_in_the_scans_unit(case: Case) -> None:
+    again = case.reconstruction()
+    assert again.shape == SHAPE
+    assert abs(float(np.median(again)) - float(np.median(case.volume.array))) < 400
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"seeds": 0}, "seeds must be at least 1, not 0"),
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"region": np.zeros((3, 3, 3), bool)}, r"\(3, 3, 3\)"),
+    ],
+)
+def test_bad_arguments_get_a_sentence(case: Case, arguments: dict, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        case.segment("tumor", **arguments)
+
+
+def test_bad_scans_and_devices_get_a_sentence(segmenter: Segmenter, scan: np.ndarray) -> None:
+    with pytest.raises(InputError, match="affine"):
+        segmenter.encode(scan)
+    with pytest.raises(InputError, match="auto, ct or mr"):
+        segmenter.encode(scan, affine=AFFINE, modality="pet")
+    with pytest.raises(InputError, match="device must be"):
+        Segmenter.from_pretrained(segmenter.folder, device="tpu9")
+    with pytest.raises(WeightsError, match="no model 'nonesuch'"):
+        Segmenter.from_pretrained("nonesuch")
+
+
+def test_thick_slices_and_tiny_volumes_run(segmenter: Segmenter) -> None:
+    rng = np.random.default_rng(0)
+    for shape, spacing in (((40, 40, 8), (1.0, 1.0, 8.0)), ((9, 9, 9), (1.0, 1.0, 1.0))):
+        array = rng.uniform(0, 500, shape).astype(np.float32)
+        case = segmenter.encode(array, affine=np.diag([*spacing, 1.0]), modality="mr")
+        assert case.segment("brain tumor")["brain tumor"].mask.shape == shape
+
+
+def test_shared_cases_come_back_on_their_grid(segmenter: Segmenter, shared) -> None:  # type: ignore[no-untyped-def]
+    import nibabel as nib
+
+    path = shared / "cases" / "sarcoma_t1_025" / "t1.nii.gz"
+    answer = segmenter.encode(path).segment("soft tissue sarcoma")["soft tissue sarcoma"]
+    assert answer.mask.shape == nib.load(path).shape

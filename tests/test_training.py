@@ -1,0 +1,156 @@
+"""Training: recipe to bank, runs that go on bit for bit, and losses that know what right is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_config
+
+from diffugts.aova import AttentionConfig, AttentionHead
+from diffugts.text import CachedEncoder
+from diffugts.training.bank import KNOWN, TUMOUR, UNKNOWN, Bank, Item, Patch, augment, write_item
+from diffugts.training.fit import Question, contrastive, focal_loss, questions, soft_dice, train_heads
+from diffugts.training.loop import RunOptions, averaged_state
+from diffugts.training.pretrain import save_model, train_autoencoder, train_flow
+from diffugts.training.recipe import build
+
+RECIPE = {
+    "scans": [{"images": ["nothing/*.nii.gz"], "modality": "ct", "anatomy": "torso", "source": "none"}],
+    "synthetic": [
+        {"kind": "limb", "modality": "ct", "count": 2, "lesions": 1.0, "window": 32},
+        {"kind": "limb", "modality": "mr", "count": 1, "lesions": 0.0, "window": 32},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def bank_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    assert build(folder / "recipe.json", folder, folder / "bank", 4.0) == 3
+    return folder / "bank"
+
+
+def test_a_build_goes_on_where_it_stopped(bank_folder: Path) -> None:
+    recipe = bank_folder.parent / "recipe.json"
+    assert build(recipe, bank_folder.parent, bank_folder, 4.0) == 0
+
+
+def test_bank_says_what_is_in_it(bank_folder: Path) -> None:
+    bank = Bank(bank_folder)
+    assert {item.modality for item in bank.items} == {"ct", "mr"}
+    for item in bank.items:
+        image, flags = bank.arrays(item)
+        assert image.min() >= 0
+        assert image.max() <= 1
+        assert set(np.unique(flags)) <= {KNOWN, *(TUMOUR + i for i in range(len(item.lesions)))}
+        assert item.labelled
+
+
+def test_crops_aim_at_tumours_and_pad_as_unknown(tmp_path: Path) -> None:
+    (tmp_path / "index.jsonl").touch()
+    flags = np.full((40, 40, 10), KNOWN, np.uint8)
+    flags[3, 30, 5] = TUMOUR
+    write_item(tmp_path, Item("a", "ct", "torso", "test", (2.0,) * 3, ("liver",)), np.ones((40, 40, 10), np.float32), flags)
+    bank = Bank(tmp_path)
+    for seed in range(20):
+        patch = bank.sample(np.random.default_rng(seed), 16, on_tumour=1.0)
+        assert patch.image.shape == (16, 16, 16)
+        assert (patch.flags == TUMOUR).sum() == 1
+        assert (patch.flags[:, :, 10:] == UNKNOWN).all()
+
+
+def test_augmentation_keeps_flags_with_their_voxels() -> None:
+    rng = np.random.default_rng(0)
+    image = np.zeros((8, 8, 8), np.float32)
+    image[1, 2, 3] = 1
+    item = Item("a", "mr", "head", "test", (2.0,) * 3)
+    for _ in range(10):
+        out = augment(Patch(image, (image > 0).astype(np.uint8), item), rng)
+        assert np.unravel_index(out.image.argmax(), out.image.shape) == tuple(np.argwhere(out.flags)[0])
+
+
+def test_pretrain_and_fit_run_resume_and_save(bank_folder: Path, tmp_path: Path) -> None:
+    bank, config = Bank(bank_folder), tiny_config()
+    whole = RunOptions(steps=4, batch=2, size=32, save_every=2, warmup=1)
+    model = train_autoencoder(config, bank, whole, tmp_path / "whole")
+    train_autoencoder(config, bank, RunOptions(**{**whole.__dict__, "steps": 2}), tmp_path / "parts")
+    assert model.config.scale_factor != config.scale_factor
+    resumed = train_autoencoder(config, bank, RunOptions(**{**whole.__dict__, "steps": 4}), tmp_path / "parts")
+    assert (tmp_path / "parts" / "curve.csv").exists()
+    assert set(resumed.autoencoder.state_dict()) == set(model.autoencoder.state_dict())
+    model = train_flow(model, bank, whole, tmp_path / "flow")
+    save_model(model, tmp_path / "model", "test")
+    head = train_heads(model, CachedEncoder(), bank, whole, tmp_path / "heads")
+    assert torch.isfinite(head.offset)
+    assert "head" in averaged_state(tmp_path / "heads" / "state.pt")
+
+
+def test_a_resumed_run_gives_the_same_bits(bank_folder: Path, tmp_path: Path) -> None:
+    """The cosine depends on the total, so both runs are told the same total and one is interrupted."""
+    bank, config = Bank(bank_folder), tiny_config()
+    options = RunOptions(steps=4, batch=1, size=32, save_every=2, warmup=1)
+    straight = train_autoencoder(config, bank, options, tmp_path / "a").autoencoder.state_dict()
+
+    class Stop(Exception):
+        pass
+
+    class Interrupted(Bank):
+        def refresh(self) -> None:  # called after a checkpoint
+            super().refresh()
+            if getattr(self, "armed", False):
+                raise Stop
+
+    cut = Interrupted(bank_folder)
+    cut.armed = True  # type: ignore[attr-defined]
+    with pytest.raises(Stop):
+        train_autoencoder(config, cut, options, tmp_path / "b")
+    again = train_autoencoder(config, bank, options, tmp_path / "b").autoencoder.state_dict()
+    assert all(torch.equal(straight[key], again[key]) for key in straight)
+
+
+def test_questions_name_what_is_there_and_what_is_not() -> None:
+    item = Item("a", "ct", "torso", "test", (2.0,) * 3, ("adrenal", "liver", "liver"))
+    patch = Patch(np.zeros((2, 2, 2), np.float32), np.ones((2, 2, 2), np.uint8), item)
+    asked = questions(patch, np.random.default_rng(0), count=5)
+    assert asked[0].lesions == (2, 3, 4)
+    assert asked[1].prompt.startswith("adrenal gland ")
+    assert asked[1].lesions == (2,)
+    assert asked[2].lesions == (3, 4)
+    assert all(q.lesions == () and not q.prompt.startswith(("liver", "adrenal")) for q in asked[3:])
+
+
+def test_unknown_organ_is_only_asked_for_any_tumour() -> None:
+    item = Item("a", "ct", "torso", "test", (2.0,) * 3, ("",))
+    patch = Patch(np.zeros((2, 2, 2), np.float32), np.ones((2, 2, 2), np.uint8), item)
+    assert all(q.lesions == (TUMOUR,) for q in questions(patch, np.random.default_rng(0)))
+    assert isinstance(questions(patch, np.random.default_rng(0))[0], Question)
+
+
+def test_losses_by_hand() -> None:
+    y = torch.zeros(1, 2, 2, 2)
+    y[0, 0] = 1
+    ones = torch.ones(2, 2, 2)
+    assert float(soft_dice(y, y, ones)) == pytest.approx(0)
+    assert float(soft_dice(1 - y, y, ones)) == pytest.approx(1 - 1 / 9)
+    assert float(focal_loss(torch.tensor(0.0), torch.tensor(1.0))) == pytest.approx(0.25 * np.log(2), rel=1e-5)
+
+
+def test_contrastive_prefers_the_right_pairing() -> None:
+    torch.manual_seed(0)
+    head = AttentionHead(AttentionConfig((4,), 8, "test", hidden=8))
+    with torch.no_grad():
+        head.align.weight.copy_(torch.eye(8))
+
+    class Seen:
+        def __init__(self, pooled: torch.Tensor) -> None:
+            self.pooled = pooled
+
+    text, there = torch.eye(8)[:3], torch.ones(3, dtype=torch.bool)
+    right = contrastive([(Seen(text), text, there)], head)  # type: ignore[list-item]
+    wrong = contrastive([(Seen(text.roll(1, 0)), text, there)], head)  # type: ignore[list-item]
+    assert float(right) < 0.01 < float(wrong)
