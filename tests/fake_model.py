@@ -21,9 +21,7 @@ def ball(shape: tuple[int, int, int], centre: tuple[float, float, float], radius
     return np.linalg.norm(grid - np.array(centre), axis=-1) <= radius
 
 
-def scan(
-    shape=(24, 20, 16), affine: np.ndarray | None = None, source: str = "scan", tumour: bool = True
-) -> Volume:
+def scan(shape=(24, 20, 16), affine: np.ndarray | None = None, source: str = "scan", tumour: bool = True) -> Volume:
     """A CT in air: a body of 40 HU and a bright ball of 200 HU off its centre."""
     middle = tuple((n - 1) / 2 for n in shape)
     array = np.full(shape, -1000, np.int16)
@@ -34,9 +32,7 @@ def scan(
     return Volume(array, affine, unit="HU", source=source)
 
 
-def answer(
-    volume: Volume, text: str = "liver tumor", seeds: int = 1, region: np.ndarray | None = None
-) -> PromptResult:
+def answer(volume: Volume, text: str = "liver tumor", seeds: int = 1, region: np.ndarray | None = None) -> PromptResult:
     mask = volume.array > 100
     if region is not None:
         mask &= region
@@ -86,9 +82,7 @@ class FakeSegmenter:
         cls.loaded += 1
         return cls()
 
-    def encode(
-        self, path: Path, affine: Any = None, modality: str = "auto", progress: Any = None
-    ) -> FakeCase:
+    def encode(self, path: Path, affine: Any = None, modality: str = "auto", progress: Any = None) -> FakeCase:
         type(self).encoded += 1
         volume = read_volume(path)
         if "broken" in volume.source:

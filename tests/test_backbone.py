@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_folder, tiny_model
 
 from diffugts.backbone.config import ModelConfig
 from diffugts.backbone.latent_diffusion import Conditions, LatentDiffusion
 from diffugts.backbone.networks import LinearCode, cpu_safe, depth_to_space, space_to_depth, stage_taps
 from diffugts.backbone.weights import load_backbone, load_strictly, verify
 from diffugts.errors import WeightsError
+from tiny import tiny_config, tiny_folder, tiny_model
 
 CT = Conditions((2.0, 2.0, 2.0), "ct")
 
@@ -45,7 +45,14 @@ def test_plain_configuration_is_monais_network_and_nothing_else() -> None:
     """With space-to-depth and linear code off, weights, latent and decode are those of MONAI's own class."""
     from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 
-    arguments = {**tiny_config().autoencoder, "in_channels": 1, "out_channels": 1, "num_channels": [8, 8, 16], "num_res_blocks": [1, 1, 1], "attention_levels": [False] * 3}
+    arguments = {
+        **tiny_config().autoencoder,
+        "in_channels": 1,
+        "out_channels": 1,
+        "num_channels": [8, 8, 16],
+        "num_res_blocks": [1, 1, 1],
+        "attention_levels": [False] * 3,
+    }
     model = tiny_model(autoencoder=arguments, space_to_depth=1, linear_shortcut=False)
     monai = AutoencoderKlMaisi(**{**arguments, "norm_float16": False, "num_splits": 1}).eval()
     load_strictly(monai, model.autoencoder.net.state_dict(), "autoencoder")

@@ -64,14 +64,12 @@ def cli(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_is_instant_and_imports_nothing_heavy():
-    code = (
-        "import sys, diffugts.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
-    )
+    code = "import sys, diffugts.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     heavy = {"torch", "monai", "numpy", "nibabel", "SimpleITK", "matplotlib", "rich", "transformers", "scipy"}
     assert heavy.isdisjoint(done.stdout.split())
-    times = []
-    for _ in range(3):
+    times = [float("inf")]
+    while min(times) >= 0.5 and len(times) < 8:  # a busy machine is no slow command
         start = time.perf_counter()
         shown = cli("--help")
         times.append(time.perf_counter() - start)
@@ -139,9 +137,7 @@ def test_a_reader_that_leaves_early_sees_no_traceback():
 
 def test_segment_writes_each_case_and_says_so(fake, write, tmp_path: Path, capsys):
     out = tmp_path / "out"
-    code = main(
-        ["segment", write("ct.nii.gz"), "-p", "liver tumor", "-p", "kidney cyst", "-o", str(out), "--json"]
-    )
+    code = main(["segment", write("ct.nii.gz"), "-p", "liver tumor", "-p", "kidney cyst", "-o", str(out), "--json"])
     (line,) = lines(capsys)
     assert code == 0
     assert line["case"] == "ct"
@@ -236,8 +232,10 @@ def test_scans_of_one_name_go_to_folders_of_their_own(fake, write, tmp_path: Pat
     for order in (scans, scans[::-1], [scans[0], *scans]):
         assert main(["segment", *order, "-p", "liver tumor", "-o", str(tmp_path / "out"), "--json"]) == 0
         assert {line["scan"]: line["case"] for line in lines(capsys)} == {
-            scans[0]: "anna-ct", scans[1]: "berta-CT", scans[2]: "mr",
-        }  # fmt: skip
+            scans[0]: "anna-ct",
+            scans[1]: "berta-CT",
+            scans[2]: "mr",
+        }
 
 
 def test_region_limits_the_candidate_and_must_lie_on_the_grid(fake, write, tmp_path: Path, capsys):
@@ -265,10 +263,7 @@ def test_seeds_add_uncertainty_and_output_is_on_the_grid(fake, write, tmp_path: 
 
 def test_an_output_that_cannot_be_written_is_a_sentence(fake, write, tmp_path: Path, capsys):
     (tmp_path / "file").write_text("")
-    assert (
-        main(["segment", write("ct.nii.gz"), "-p", "liver tumor", "-o", str(tmp_path / "file"), "--json"])
-        == 1
-    )
+    assert main(["segment", write("ct.nii.gz"), "-p", "liver tumor", "-o", str(tmp_path / "file"), "--json"]) == 1
     assert "Cannot write to" in lines(capsys)[0]["error"]
 
 
@@ -286,9 +281,7 @@ def test_running_out_of_memory_is_a_sentence(fake, write, tmp_path: Path, monkey
         raise MemoryError
 
     monkeypatch.setattr(fake, "encode", hungry)
-    assert (
-        main(["segment", write("ct.nii.gz"), "-p", "liver tumor", "-o", str(tmp_path / "out"), "--json"]) == 1
-    )
+    assert main(["segment", write("ct.nii.gz"), "-p", "liver tumor", "-o", str(tmp_path / "out"), "--json"]) == 1
     assert "Not enough memory" in lines(capsys)[0]["error"]
 
 
@@ -388,9 +381,7 @@ def test_the_demo_patient_has_a_whole_tumour_and_is_always_the_same():
     assert volume.array.dtype == np.int16
     ml = float(truth.sum()) * volume.voxel_ml
     assert 5 < ml < 300
-    assert not any(
-        side.any() for axis in range(3) for side in (np.take(truth, 0, axis), np.take(truth, -1, axis))
-    )
+    assert not any(side.any() for axis in range(3) for side in (np.take(truth, 0, axis), np.take(truth, -1, axis)))
 
 
 def test_training_verbs_load_their_options_only_when_named(monkeypatch, capsys):

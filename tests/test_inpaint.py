@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from diffugts.errors import InputError
-from diffugts.inpaint import dilate, flow_times, inpaint_ddim, inpaint_flow, scaled_linear_alphas, to_latent_mask
+from diffugts.inpaint import (
+    dilate,
+    flow_times,
+    inpaint_ddim,
+    inpaint_flow,
+    scaled_linear_alphas,
+    to_latent_mask,
+)
 
 SHAPE = (1, 2, 6, 6, 6)
 

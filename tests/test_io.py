@@ -42,9 +42,7 @@ def grid_of(path):
 
 
 @pytest.mark.parametrize("degrees", [0, 25])
-@pytest.mark.parametrize(
-    ("codes", "shift"), [((1, 1), 0), ((0, 2), 0), ((1, 0), 0), ((1, 2), 3.0), ((2, 1), 3.0)]
-)
+@pytest.mark.parametrize(("codes", "shift"), [((1, 1), 0), ((0, 2), 0), ((1, 0), 0), ((1, 2), 3.0), ((2, 1), 3.0)])
 def test_nifti_grid_is_kept_to_the_bit(tmp_path, make_volume, orientation, degrees, codes, shift):
     made = make_volume(orientation, spacing=(0.7, 1.1, 3.3), degrees=degrees)
     qform = made.affine.copy()
@@ -68,9 +66,7 @@ def test_nifti_grid_is_kept_to_the_bit(tmp_path, make_volume, orientation, degre
     assert np.array_equal(read_mask(out, volume), mask)
     if not shift:  # with two different forms each reader has its own truth; without, one point is one point
         point = sitk.ReadImage(str(out)).TransformIndexToPhysicalPoint((2, 7, 5))
-        assert np.allclose(
-            np.array(point) * FLIP, made.affine[:3, :3] @ [2, 7, 5] + made.affine[:3, 3], atol=1e-3
-        )
+        assert np.allclose(np.array(point) * FLIP, made.affine[:3, :3] @ [2, 7, 5] + made.affine[:3, 3], atol=1e-3)
 
 
 @pytest.mark.parametrize(("extension", "degrees"), [(".nrrd", 25), (".mha", 25), (".nhdr", 0), (".mhd", 0)])
@@ -177,9 +173,7 @@ def spoiled(value):
         pytest.param(NOISE[:5], np.eye(4), "too small", id="tiny"),
         pytest.param(NOISE[:0], np.eye(4), "empty axis", id="empty"),
         pytest.param(NOISE.astype(complex), np.eye(4), "complex", id="complex"),
-        pytest.param(
-            np.zeros((8, 8, 8), [("R", "u1"), ("G", "u1"), ("B", "u1")]), np.eye(4), "RGB", id="rgb"
-        ),
+        pytest.param(np.zeros((8, 8, 8), [("R", "u1"), ("G", "u1"), ("B", "u1")]), np.eye(4), "RGB", id="rgb"),
         pytest.param(NOISE.astype(str), np.eye(4), "voxels of type", id="text"),
         pytest.param(NOISE, SHEAR, "sheared", id="sheared"),
         pytest.param(NOISE, SINGULAR, "singular", id="singular"),
@@ -187,9 +181,7 @@ def spoiled(value):
         pytest.param(NOISE, np.diag([1, np.nan, 1, 1]), "affine", id="nan affine"),
         pytest.param(NOISE, np.eye(3), r"\(4, 4\) affine", id="3x3"),
         pytest.param(NOISE, np.ones((4, 4)), "affine row", id="last row"),
-        pytest.param(
-            np.broadcast_to(np.int8(1), (2048, 1024, 1024)), np.eye(4), "more than the limit", id="huge"
-        ),
+        pytest.param(np.broadcast_to(np.int8(1), (2048, 1024, 1024)), np.eye(4), "more than the limit", id="huge"),
     ],
 )
 def test_bad_arrays_get_a_sentence(array, affine, message):
@@ -383,9 +375,7 @@ def test_dicom_sagittal_mr_with_fractional_rescale(tmp_path):
 
 
 def test_dicom_slices_may_differ_in_rescale(tmp_path):
-    stored, _ = write_series(
-        tmp_path / "mr", modality="MR", RescaleSlope=lambda k: 1 + k / 4, RescaleIntercept=0
-    )
+    stored, _ = write_series(tmp_path / "mr", modality="MR", RescaleSlope=lambda k: 1 + k / 4, RescaleIntercept=0)
     volume = read_volume(tmp_path / "mr")
     assert np.allclose(volume.array, stored * (1 + np.arange(10) / 4))
 
@@ -393,9 +383,7 @@ def test_dicom_slices_may_differ_in_rescale(tmp_path):
 def test_dicom_choice_of_series(tmp_path):
     write_series(tmp_path / "both", uid="1.2.3.100001", seed=1)
     second, _ = write_series(tmp_path / "both", uid="1.2.3.100002", seed=2)
-    with pytest.raises(
-        InputError, match=r"2 series: 1\.2\.3\.100001 \(CT, 10 slices.*1\.2\.3\.100002.*series_uid"
-    ):
+    with pytest.raises(InputError, match=r"2 series: 1\.2\.3\.100001 \(CT, 10 slices.*1\.2\.3\.100002.*series_uid"):
         read_volume(tmp_path / "both")
     volume = read_volume(tmp_path / "both", series_uid="1.2.3.100002")
     assert np.array_equal(volume.array, second.astype(int) - 1024)

@@ -24,9 +24,7 @@ def rotation(degrees: float) -> np.ndarray:
     return turn_z @ turn_x
 
 
-def affine_of(
-    spacing: tuple[float, float, float], degrees: float = 0.0, origin=(0.0, 0.0, 0.0)
-) -> np.ndarray:
+def affine_of(spacing: tuple[float, float, float], degrees: float = 0.0, origin=(0.0, 0.0, 0.0)) -> np.ndarray:
     affine = np.eye(4)
     affine[:3, :3] = rotation(degrees) @ np.diag(spacing)
     affine[:3, 3] = origin
@@ -117,9 +115,7 @@ def test_the_shell_is_measured_in_mm_on_an_anisotropic_grid():
     array = np.zeros(mask.shape, np.float32)
     array[10, 10, 11] = 900.0  # 5 mm away along the coarse axis: inside the shell only from 5 mm on
     volume = volume_of(array, (1.0, 1.0, 5.0))
-    near, far = (
-        find_lesions(mask, volume, mask.astype(float), shell_mm=mm)[0].mean_shell for mm in (4.9, 5.0)
-    )
+    near, far = (find_lesions(mask, volume, mask.astype(float), shell_mm=mm)[0].mean_shell for mm in (4.9, 5.0))
     assert near == 0.0
     assert far > 0.0
 

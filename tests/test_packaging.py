@@ -93,9 +93,7 @@ def test_every_requirement_is_pinned_for_every_python():
     pins: dict[str, set[str]] = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if "==" in line:
-            pins.setdefault(line.split("==")[0], set()).add(
-                line.partition("python_version ")[2].split(" ")[0]
-            )
+            pins.setdefault(line.split("==")[0], set()).add(line.partition("python_version ")[2].split(" ")[0])
     for name in names:
         assert pins.get(name) in ({""}, {"<", ">="}), name
 

@@ -336,9 +336,7 @@ def test_to_dict_is_json() -> None:
 
 
 def test_the_lexicon_gives_no_word_two_meanings() -> None:
-    counts = Counter(
-        " ".join(map(prompts._singular, prompts._words(phrase))) for phrase, _ in prompts._entries()
-    )
+    counts = Counter(" ".join(map(prompts._singular, prompts._words(phrase))) for phrase, _ in prompts._entries())
     assert {phrase: n for phrase, n in counts.items() if n > 1} == {}
 
 

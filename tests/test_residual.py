@@ -67,7 +67,12 @@ def test_normalised_ignores_what_lies_outside() -> None:
 
 def test_otsu_splits_two_groups_as_scikit_image_does() -> None:
     generator = torch.Generator().manual_seed(0)
-    values = torch.cat([0.2 + 0.05 * torch.randn(500, generator=generator), 0.7 + 0.08 * torch.randn(300, generator=generator)])
+    values = torch.cat(
+        [
+            0.2 + 0.05 * torch.randn(500, generator=generator),
+            0.7 + 0.08 * torch.randn(300, generator=generator),
+        ]
+    )
     values = values.clamp(0, 1)
     ours = otsu(values)
     theirs = threshold_otsu(values.numpy())

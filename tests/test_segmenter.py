@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny import tiny_folder
 
 from diffugts.errors import InputError, WeightsError
 from diffugts.heads import Settings
 from diffugts.residual import Fusion
 from diffugts.segmenter import Case, Segmenter
+from tiny import tiny_folder
 
 AFFINE = np.array([[0, -2.5, 0, 40.0], [2.0, 0, 0, -30.0], [0, 0, 3.0, 5.0], [0, 0, 0, 1]])
 SHAPE = (34, 26, 20)
@@ -62,12 +62,17 @@ def test_same_seed_same_bits_other_seed_other_bits(case: Case, region: np.ndarra
 def test_answer_does_not_depend_on_the_other_prompts(case: Case, segmenter: Segmenter) -> None:
     eager = with_settings(segmenter, EAGER)
     held = Case(eager, case.volume, case.placement, case.intensity, case.conditions, case.encoding, (), case.clock)
-    alone, together = held.segment("lung tumor")["lung tumor"], held.segment(["liver tumor", "lung tumor"])["lung tumor"]
+    alone, together = (
+        held.segment("lung tumor")["lung tumor"],
+        held.segment(["liver tumor", "lung tumor"])["lung tumor"],
+    )
     np.testing.assert_allclose(alone.attention, together.attention, atol=1e-6)
     np.testing.assert_allclose(alone.probability, together.probability, atol=1e-4)
 
 
-def test_second_prompt_does_not_encode_again(segmenter: Segmenter, scan: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_prompt_does_not_encode_again(
+    segmenter: Segmenter, scan: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     encode = type(segmenter.backbone).encode
     monkeypatch.setattr(type(segmenter.backbone), "encode", lambda *a, **k: calls.append(1) or encode(*a, **k))
@@ -87,7 +92,9 @@ def test_outside_the_dilated_mask_the_scan_keeps_its_bits(case: Case, region: np
 
 
 def test_region_and_heal_agree(case: Case, region: np.ndarray) -> None:
-    assert np.array_equal(case.heal(region, seed=2), case.segment("tumor", region=region, seed=2)["tumor"].pseudo_healthy)
+    assert np.array_equal(
+        case.heal(region, seed=2), case.segment("tumor", region=region, seed=2)["tumor"].pseudo_healthy
+    )
 
 
 def test_empty_candidate_costs_no_diffusion(case: Case, monkeypatch: pytest.MonkeyPatch, scan: np.ndarray) -> None:
@@ -113,13 +120,31 @@ def test_negated_prompt_is_empty_whatever_the_attention(case: Case, segmenter: S
 def test_low_image_score_gives_an_empty_mask(case: Case, segmenter: Segmenter) -> None:
     """Otsu always splits something; without the gates a healthy scan would have a tumour."""
     shut = Settings(**{**EAGER.__dict__, "score_threshold": 1.1})
-    held = Case(with_settings(segmenter, shut), case.volume, case.placement, case.intensity, case.conditions, case.encoding, (), case.clock)
+    held = Case(
+        with_settings(segmenter, shut),
+        case.volume,
+        case.placement,
+        case.intensity,
+        case.conditions,
+        case.encoding,
+        (),
+        case.clock,
+    )
     assert held.segment("tumor")["tumor"].mask.sum() == 0
 
 
 def test_candidate_that_repaints_to_itself_is_no_lesion(case: Case, segmenter: Segmenter, region: np.ndarray) -> None:
     strict = Settings(fusion=Fusion(contrast=10.0))
-    held = Case(with_settings(segmenter, strict), case.volume, case.placement, case.intensity, case.conditions, case.encoding, (), case.clock)
+    held = Case(
+        with_settings(segmenter, strict),
+        case.volume,
+        case.placement,
+        case.intensity,
+        case.conditions,
+        case.encoding,
+        (),
+        case.clock,
+    )
     assert held.segment("tumor", region=region)["tumor"].mask.sum() == 0
 
 

@@ -43,9 +43,7 @@ def whole():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("modality", ["ct", "mr"])
 def test_the_same_seed_gives_the_same_bits(kind, modality):
-    first, second = (
-        sample_patient(3, kind, lesions=1).render(**SMALL, modality=modality, seed=4) for _ in range(2)
-    )
+    first, second = (sample_patient(3, kind, lesions=1).render(**SMALL, modality=modality, seed=4) for _ in range(2))
     assert first.image.tobytes() == second.image.tobytes()
     assert first.labels.tobytes() == second.labels.tobytes()
     assert first.lesion.tobytes() == second.lesion.tobytes()
@@ -68,9 +66,7 @@ def test_overlapping_windows_show_the_same_anatomy(kind):
     start = (-60.0, -60.0, -90.0)
     axes = [o + 3.0 * np.arange(44) for o in start]
     shifted = [a[12:] for a in axes]
-    big, part = (
-        draw(patient.anatomy, kind, patient.seed, patient.scale, tuple(a), palette) for a in (axes, shifted)
-    )
+    big, part = (draw(patient.anatomy, kind, patient.seed, patient.scale, tuple(a), palette) for a in (axes, shifted))
     inner = (slice(12, None),) * 3
     assert (big.labels[inner] == part.labels).mean() > 0.9995
     close = np.abs(big.image[inner] - part.image) < 0.05
@@ -107,9 +103,7 @@ def test_the_organ_asked_for_is_honoured_and_changes_only_there(organ):
         assert np.array_equal(ill.labels, well.labels)
 
 
-@pytest.mark.parametrize(
-    ("kind", "organ", "modality"), [("limb", "soft tissue", "mr"), ("head", "brain", "mr")]
-)
+@pytest.mark.parametrize(("kind", "organ", "modality"), [("limb", "soft tissue", "mr"), ("head", "brain", "mr")])
 def test_lesions_of_limb_and_head(kind, organ, modality):
     patient = sample_patient(2, kind, lesions=1, organ=organ)
     (lesion,) = patient.lesions
@@ -188,9 +182,7 @@ def test_every_organ_lies_near_its_centre(kind):
     for organ, centre in patient.centres.items():
         assert centre.shape == (3,)
         assert ((centre > lo - 40) & (centre < hi + 40)).all()
-        sample = patient.render(
-            shape=(24, 24, 24), spacing=(4.0,) * 3, origin=around(patient, centre, (24,) * 3, 4.0)
-        )
+        sample = patient.render(shape=(24, 24, 24), spacing=(4.0,) * 3, origin=around(patient, centre, (24,) * 3, 4.0))
         assert np.isin(sample.labels, values(ORGANS[organ])).any(), organ
 
 
@@ -207,9 +199,7 @@ def test_volumes_do_not_depend_on_the_spacing(kind):
             contrast="none",
         )
         body = sample.labels > 0
-        volume.append(
-            (body.sum() * spacing**3, (sample.lesion > 0).sum() * spacing**3, sample.image[body].mean())
-        )
+        volume.append((body.sum() * spacing**3, (sample.lesion > 0).sum() * spacing**3, sample.image[body].mean()))
     (body2, lesion2, mean2), (body4, lesion4, mean4) = volume
     assert body4 == pytest.approx(body2, rel=0.05)
     assert lesion4 == pytest.approx(lesion2, rel=0.2)
@@ -244,9 +234,7 @@ def test_stripped_heads_are_exactly_zero_outside_the_brain():
 
 def test_contrast_agents_do_what_they_do():
     for seed in range(5):
-        none, arterial, portal = (
-            ct_palette(np.random.default_rng(seed), p) for p in ("none", "arterial", "portal")
-        )
+        none, arterial, portal = (ct_palette(np.random.default_rng(seed), p) for p in ("none", "arterial", "portal"))
         assert arterial.mean[L["artery"]] > none.mean[L["artery"]] + 80
         assert portal.mean[L["liver vessel"]] > none.mean[L["liver vessel"]] + 30
         t1, t2, flair = (mr_palette(np.random.default_rng(seed), s) for s in ("t1", "t2", "flair"))
@@ -335,9 +323,7 @@ def test_a_real_label_map():
         pytest.skip("no label maps beside the repository")
     nib = pytest.importorskip("nibabel")
     image = nib.as_closest_canonical(nib.load(path))
-    sample = render_labelmap(
-        np.asarray(image.dataobj), (1.0, 1.0, 1.0), rng=3, lesions=1, out_spacing=(3.0,) * 3
-    )
+    sample = render_labelmap(np.asarray(image.dataobj), (1.0, 1.0, 1.0), rng=3, lesions=1, out_spacing=(3.0,) * 3)
     assert (sample.lesion > 0).any()
     assert {"grey matter", "white matter", "csf"} <= {LABELS[int(v)] for v in np.unique(sample.labels)}
     assert (sample.labels > 0).mean() > 0.4

@@ -64,9 +64,7 @@ def test_cached_vectors(cached: CachedEncoder) -> None:
 
 
 def test_synonyms_have_equal_vectors(cached: CachedEncoder) -> None:
-    pairs = [
-        prompt_vectors(parse(t), cached) for t in ("liver tumor", "HCC", "hepatic neoplasms", "Liver Tumour")
-    ]
+    pairs = [prompt_vectors(parse(t), cached) for t in ("liver tumor", "HCC", "hepatic neoplasms", "Liver Tumour")]
     for abnormal, normal in pairs:
         assert abnormal.shape == normal.shape == (384,)
         np.testing.assert_array_equal(abnormal, pairs[0][0])

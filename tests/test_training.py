@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_config
 
 from diffugts.aova import AttentionConfig, AttentionHead
 from diffugts.text import CachedEncoder
@@ -17,6 +16,7 @@ from diffugts.training.fit import Question, contrastive, focal_loss, questions, 
 from diffugts.training.loop import RunOptions, averaged_state
 from diffugts.training.pretrain import save_model, train_autoencoder, train_flow
 from diffugts.training.recipe import build
+from tiny import tiny_config
 
 RECIPE = {
     "scans": [{"images": ["nothing/*.nii.gz"], "modality": "ct", "anatomy": "torso", "source": "none"}],
@@ -55,7 +55,12 @@ def test_crops_aim_at_tumours_and_pad_as_unknown(tmp_path: Path) -> None:
     (tmp_path / "index.jsonl").touch()
     flags = np.full((40, 40, 10), KNOWN, np.uint8)
     flags[3, 30, 5] = TUMOUR
-    write_item(tmp_path, Item("a", "ct", "torso", "test", (2.0,) * 3, ("liver",)), np.ones((40, 40, 10), np.float32), flags)
+    write_item(
+        tmp_path,
+        Item("a", "ct", "torso", "test", (2.0,) * 3, ("liver",)),
+        np.ones((40, 40, 10), np.float32),
+        flags,
+    )
     bank = Bank(tmp_path)
     for seed in range(20):
         patch = bank.sample(np.random.default_rng(seed), 16, on_tumour=1.0)

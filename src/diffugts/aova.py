@@ -71,7 +71,8 @@ def cross_attention(query: Tensor, key: Tensor) -> Tensor:
     Returns:
         (K, d, h, w).
     """
-    return torch.einsum("cdhw,kc->kdhw", query, key) / query.shape[0] ** 0.5
+    scale: float = query.shape[0] ** 0.5
+    return torch.einsum("cdhw,kc->kdhw", query, key) / scale
 
 
 def sum_stages(maps: Sequence[Tensor]) -> Tensor:
@@ -136,7 +137,8 @@ def _pool_under(features: Sequence[Tensor], weight: Tensor) -> Tensor:
     """Mean of each stage's features (·, C_l) under the maps (P, d, h, w), side by side: (P, ΣC_l)."""
     pooled = []
     for feature in features:
-        w = F.adaptive_avg_pool3d(weight[None], feature.shape[:3])[0].flatten(1)
+        depth, height, width, _ = feature.shape
+        w = F.adaptive_avg_pool3d(weight[None], (depth, height, width))[0].flatten(1)
         pooled.append((w @ feature.flatten(0, 2)) / w.sum(1, keepdim=True).clamp_min(1e-6))
     return torch.cat(pooled, dim=1)
 

@@ -8,6 +8,7 @@ straight line of the rectified flow.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,8 @@ def dilate(mask: npt.NDArray[np.bool_], spacing: Sequence[float], margin_mm: flo
     from scipy import ndimage
 
     if margin_mm <= 0 or not mask.any():
-        return mask.copy()
+        same: npt.NDArray[np.bool_] = mask.copy()
+        return same
     reach = [int(margin_mm / mm) + 1 for mm in spacing]
     found = ndimage.find_objects(mask.astype(np.uint8))[0]  # the distances are wanted near the mask only
     box = tuple(
@@ -71,7 +73,7 @@ def inpaint_flow(
     """
     times = flow_times(steps, z.device)
     zt = noise.clone()
-    for t, tn in zip(times[:-1], times[1:], strict=True):
+    for t, tn in pairwise(times):
         for round_ in range(jumps + 1):
             v = velocity(zt, t.expand(len(zt)))
             zn = mask * (zt + v * (t - tn)) + (1 - mask) * ((1 - tn) * z + tn * noise)
@@ -85,9 +87,7 @@ def inpaint_flow(
     return torch.where(mask > 0, zt, z)
 
 
-def inpaint_ddim(
-    epsilon: Epsilon, z: Tensor, mask: Tensor, noise: Tensor, alphas: Tensor, steps: int = 50
-) -> Tensor:
+def inpaint_ddim(epsilon: Epsilon, z: Tensor, mask: Tensor, noise: Tensor, alphas: Tensor, steps: int = 50) -> Tensor:
     """Repaint ``mask`` with deterministic DDIM (Song et al., 2021) on a DDPM's noise schedule.
 
     Args:

@@ -97,9 +97,7 @@ class IntensityMap:
         ends = np.percentile(kept, [lower_pct, upper_pct]) if kept.size else np.zeros(2)
         low, high = float(ends[0]), float(ends[1])
         if not high > low:
-            raise InputError(
-                f"the scan's percentiles {lower_pct:g} and {upper_pct:g} are both {low:g}: no contrast."
-            )
+            raise InputError(f"the scan's percentiles {lower_pct:g} and {upper_pct:g} are both {low:g}: no contrast.")
         return cls("mr", low, high, clip, _mr_warnings(kept))
 
     @classmethod

@@ -157,9 +157,7 @@ def _components(mask: Array, min_voxels: float) -> Iterator[tuple[Array, Box]]:
             yield labels[inner] == label, box
 
 
-def _measure(
-    component: Array, box: Box, mask: Array, volume: Volume, probability: Array, shell_mm: float
-) -> Lesion:
+def _measure(component: Array, box: Box, mask: Array, volume: Volume, probability: Array, shell_mm: float) -> Lesion:
     start = np.array([side.start for side in box])
     centre = np.argwhere(component).mean(axis=0) + start
     around = _shell_values(component, box, mask, volume, shell_mm)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from diffugts.backbone.latent_diffusion import Conditions, LatentDiffusion
-from diffugts.healing import Sampling, heal_regions
 from diffugts.heads import Settings
+from diffugts.healing import Sampling, heal_regions
 from diffugts.residual import Fusion, feature_residual, fuse, otsu, pixel_residual, probability_of, strongest
 
 Map = npt.NDArray[np.float32]
@@ -61,7 +62,7 @@ def heal_candidate(
     healthy, pixels, features = np.zeros(candidate.shape, np.float32), [], []
     for number, seed in enumerate(seeds):
         pixel, feature = np.zeros_like(healthy), np.zeros_like(healthy)
-        report = progress and (lambda part, n=number: progress((n + part) / len(seeds)))
+        report = progress and partial(_overall, progress, number, len(seeds))
         mask = torch.from_numpy(candidate).to(latent.device)
         for region in heal_regions(model, latent, mask, conditions, seed, sampling, report):
             x, h = region.decoded, region.healthy
@@ -72,6 +73,11 @@ def heal_candidate(
         pixels.append(pixel)
         features.append(feature)
     return Evidence(candidate, healthy, tuple(pixels), tuple(features))
+
+
+def _overall(progress: Callable[[float], None], done: int, count: int, part: float) -> None:
+    """Tell of a fraction of one of ``count`` seeds as a fraction of them all."""
+    progress((done + part) / count)
 
 
 def refine(evidence: Evidence, attended: Map, settings: Settings, trusted: bool = False) -> Refined:
@@ -92,12 +98,13 @@ def refine(evidence: Evidence, attended: Map, settings: Settings, trusted: bool 
         probability, residual = np.zeros_like(pixel), np.zeros_like(pixel)
         for number, box in enumerate(boxes, start=1):
             inside = torch.from_numpy(labels[box] == number)
-            r, p = _one_part(*(torch.from_numpy(a[box]) for a in (pixel, feature, attended)), inside, fusion)
+            here, deep, lit = (torch.from_numpy(a[box]) for a in (pixel, feature, attended))
+            r, p = _one_part(here, deep, lit, inside, fusion)
             residual[box] += r.numpy()
             probability[box] += p.numpy()
         probabilities.append(probability)
         residuals.append(residual)
-    mean = np.mean(probabilities, axis=0, dtype=np.float32)
+    mean: Map = np.mean(probabilities, axis=0, dtype=np.float32)
     return Refined(mean, np.mean(residuals, axis=0, dtype=np.float32), np.std(probabilities, axis=0, dtype=np.float32))
 
 

@@ -1,8 +1,8 @@
 """Residuals between a scan and its pseudo-healthy self, and the mask that they give.
 
-    pixel = |X − H|,  X = D(z/s) and H = D(z0/s): both decoded, so that the autoencoder's own error cancels
-    feature = latent difference |z − z0|, averaged over channels
-    R = b1 · norm(pixel) + b2 · norm(feature) + b3 · P_abn,  thresholded inside the candidate only
+pixel = |X − H|,  X = D(z/s) and H = D(z0/s): both decoded, so that the autoencoder's own error cancels
+feature = latent difference |z − z0|, averaged over channels
+R = b1 · norm(pixel) + b2 · norm(feature) + b3 · P_abn,  thresholded inside the candidate only
 """
 
 from __future__ import annotations

@@ -72,9 +72,7 @@ class Result:
             return self.prompts[prompt]
         except KeyError:
             known = ", ".join(repr(text) for text in self.prompts)
-            raise PromptError(
-                f"No result for the prompt {prompt!r}; this case was asked for {known}."
-            ) from None
+            raise PromptError(f"No result for the prompt {prompt!r}; this case was asked for {known}.") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.prompts)

@@ -1,9 +1,9 @@
 """The public interface: encode a scan once, ask it many prompts, get masks with their reasons.
 
-    seg = Segmenter.from_pretrained("compact")
-    case = seg.encode("scan.nii.gz")
-    result = case.segment(["liver tumor"], seed=0)
-    result["liver tumor"].mask
+seg = Segmenter.from_pretrained("compact")
+case = seg.encode("scan.nii.gz")
+result = case.segment(["liver tumor"], seed=0)
+result["liver tumor"].mask
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class Segmenter:
             image = torch.from_numpy(intensity.forward(array))[None, None]
         conditions = Conditions(placement.spacing, found)
         with clock("encode"):
-            encoding = self.backbone.encode(image, conditions, progress and (lambda part: progress("encode", part)))
+            encoding = self.backbone.encode(image, conditions, progress and partial(progress, "encode"))
         return Case(self, volume, placement, intensity, conditions, encoding, (*warnings, *intensity.warnings), clock)
 
     def describe(self) -> dict[str, Any]:
@@ -132,7 +133,10 @@ class Segmenter:
         self.backbone.encode(torch.zeros(1, 1, side, side, side), Conditions((config.spacing_mm,) * 3, "ct"))
         rate = (time.perf_counter() - began) / side**3
         overlap = (config.window / (config.window - config.multiple)) ** 3 if voxels > config.window**3 else 1.0
-        return {"seconds": rate * voxels * overlap * 1.5, "peak_gb": 0.8 + voxels * 220 / 1e9 + float(np.prod(shape)) * 24 / 1e9}
+        return {
+            "seconds": rate * voxels * overlap * 1.5,
+            "peak_gb": 0.8 + voxels * 220 / 1e9 + float(np.prod(shape)) * 24 / 1e9,
+        }
 
     @staticmethod
     def _volume(scan: str | Path | Volume | npt.NDArray[Any], affine: npt.ArrayLike | None) -> Volume:
@@ -189,7 +193,8 @@ class Case:
             seed: first seed of the inpainting; the same seed gives the same bits.
             seeds: how many seeds are averaged; more than one gives an uncertainty map.
             steps: sampling steps; None takes the model's own number.
-            region: (I, J, K) rough mask on the scan's grid, or its file, to use as the candidate instead of attention's.
+            region: (I, J, K) rough mask on the scan's grid, or its file, to use as the candidate instead of
+                attention's.
             progress: told the stage and its fraction.
 
         Raises:
@@ -213,9 +218,12 @@ class Case:
     def attention(self, prompts: Sequence[Prompt]) -> Attention:
         """Attention maps of parsed prompts on the finest feature grid."""
         pairs = [prompt_vectors(prompt, self.segmenter.text) for prompt in prompts]
-        abnormal, normal = (torch.from_numpy(np.stack(side)).to(self.segmenter.backbone.device) for side in zip(*pairs, strict=True))
+        abnormal, normal = (
+            torch.from_numpy(np.stack(side)).to(self.segmenter.backbone.device) for side in zip(*pairs, strict=True)
+        )
         with torch.inference_mode():
-            return self.segmenter.head([stage[0] for stage in self.encoding.stages], abnormal, normal)
+            found: Attention = self.segmenter.head([stage[0] for stage in self.encoding.stages], abnormal, normal)
+        return found
 
     def reconstruction(self) -> npt.NDArray[np.float32]:
         """Decode of the latent, on the scan's grid and in its unit: (I, J, K) float32."""
@@ -223,9 +231,7 @@ class Case:
             image = self.segmenter.backbone.decode_windows(self.encoding.latent)[0, 0].cpu().numpy()
         return self.intensity.inverse(self.placement.inverse(image, "linear", fill=0.0))
 
-    def heal(
-        self, mask: npt.NDArray[Any] | str | Path, seed: int = 0, steps: int | None = None
-    ) -> npt.NDArray[Any]:
+    def heal(self, mask: npt.NDArray[Any] | str | Path, seed: int = 0, steps: int | None = None) -> npt.NDArray[Any]:
         """The scan as it would look without what the mask covers.
 
         Args:
@@ -235,7 +241,9 @@ class Case:
             (I, J, K) in the scan's unit; bit-identical to the scan outside the (slightly dilated) mask.
         """
         candidate = self._given(mask)
-        evidence = heal_candidate(self.segmenter.backbone, self.encoding.latent, candidate, self.conditions, [seed], Sampling(steps))
+        evidence = heal_candidate(
+            self.segmenter.backbone, self.encoding.latent, candidate, self.conditions, [seed], Sampling(steps)
+        )
         return self._pseudo_healthy(evidence)
 
     def _given(self, region: npt.NDArray[Any] | str | Path) -> npt.NDArray[np.bool_]:
@@ -254,9 +262,15 @@ class Case:
         if prompt.negated:
             candidate = np.zeros_like(candidate)
         with self.clock("inpaint"):
-            report = progress and (lambda part: progress("inpaint", part))
+            report = progress and partial(progress, "inpaint")
             evidence = heal_candidate(
-                backbone, self.encoding.latent, candidate, self.conditions, range(seed, seed + seeds), Sampling(steps), report,
+                backbone,
+                self.encoding.latent,
+                candidate,
+                self.conditions,
+                range(seed, seed + seeds),
+                Sampling(steps),
+                report,
                 settings.fusion.smooth_vox,
             )
         with self.clock("refine"):
@@ -318,7 +332,9 @@ class Clock:
 
 def upsampled(probability: torch.Tensor, shape: Sequence[int]) -> npt.NDArray[np.float32]:
     """A map (d, h, w) of the finest feature grid, trilinear on the model grid (D, H, W)."""
-    fine = torch.nn.functional.interpolate(probability[None, None], size=tuple(shape), mode="trilinear", align_corners=False)
+    fine = torch.nn.functional.interpolate(
+        probability[None, None], size=tuple(shape), mode="trilinear", align_corners=False
+    )
     result: npt.NDArray[np.float32] = fine[0, 0].cpu().numpy()
     return result
 

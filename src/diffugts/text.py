@@ -81,9 +81,7 @@ class CachedEncoder:
             reason = str(error).splitlines()[0]
             raise WeightsError(f"The stored text vectors {name} cannot be read ({reason}): {fix}.") from error
         if vectors.ndim != 2 or len(vectors) != len(phrases) or digest != phrases_sha256(phrases):
-            raise WeightsError(
-                f"The stored text vectors {name} and their list of phrases do not match: {fix}."
-            )
+            raise WeightsError(f"The stored text vectors {name} and their list of phrases do not match: {fix}.")
         self.dim: int = vectors.shape[1]
         self.phrases_sha256 = digest
         self._vectors: Vectors = _unit(vectors)
@@ -119,9 +117,7 @@ class TransformersEncoder:
         WeightsError: no such model in the folder, or transformers is not installed.
     """
 
-    def __init__(
-        self, folder: str | Path, name: str | None = None, pooling: Literal["mean", "cls"] = "mean"
-    ) -> None:
+    def __init__(self, folder: str | Path, name: str | None = None, pooling: Literal["mean", "cls"] = "mean") -> None:
         self.folder = Path(folder)
         self.name = name or self.folder.resolve().name
         self.pooling = pooling
@@ -212,9 +208,7 @@ class CacheFirstEncoder:
             try:
                 fresh = dict(zip(unknown, self._text_model.encode(unknown), strict=True))
             except WeightsError as error:
-                raise PromptError(
-                    f"The phrase {unknown[0]!r} has no stored vector, and {_lower(error)}"
-                ) from error
+                raise PromptError(f"The phrase {unknown[0]!r} has no stored vector, and {_lower(error)}") from error
         rows = [fresh[p] if p in fresh else self._cache.encode([p])[0] for p in phrases]
         return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
 
@@ -240,9 +234,7 @@ def load_encoder(name_or_path: str | Path = "default") -> TextEncoder:
     if Path(name_or_path).is_dir():
         return TransformersEncoder(Path(name_or_path))
     choices = ", ".join(named)
-    raise WeightsError(
-        f"There is no text encoder {str(name_or_path)!r}: give one of {choices}, or a local folder."
-    )
+    raise WeightsError(f"There is no text encoder {str(name_or_path)!r}: give one of {choices}, or a local folder.")
 
 
 def prompt_vectors(prompt: Prompt, encoder: TextEncoder) -> tuple[Vectors, Vectors]:

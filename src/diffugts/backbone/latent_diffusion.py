@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class LatentDiffusion(nn.Module):
         self.config = config
         self.autoencoder = Autoencoder(config)
         self.unet = build_unet(config)
-        self.to(memory_format=torch.channels_last_3d)
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stub lacks it
 
     def frozen(self) -> LatentDiffusion:
         """Evaluation mode without gradients."""
@@ -81,7 +82,8 @@ class LatentDiffusion(nn.Module):
         weights: list[Tensor] = []
         for done, corner in enumerate(corners, start=1):
             box = tuple(slice(a, min(a + window, side)) for a, side in zip(corner, shape, strict=True))
-            crop = image[(..., *box)]
+            around: tuple[Any, ...] = (..., *box)
+            crop = image[around]
             encoding = self._encode_window(crop.to(self.device), conditions)
             for index, part in enumerate((encoding.latent, *encoding.stages)):
                 stride = crop.shape[2] // part.shape[2]
@@ -89,7 +91,7 @@ class LatentDiffusion(nn.Module):
                     grid = [side // stride for side in shape]
                     sums.append(part.new_zeros(1, part.shape[1], *grid))
                     weights.append(part.new_zeros(1, 1, *grid))
-                place = (..., *(slice(b.start // stride, b.stop // stride) for b in box))
+                place: tuple[Any, ...] = (..., *(slice(b.start // stride, b.stop // stride) for b in box))
                 bump = _bump(part.shape[2:], self.device)
                 sums[index][place] += part * bump
                 weights[index][place] += bump
@@ -127,9 +129,10 @@ class LatentDiffusion(nn.Module):
         weight = torch.zeros_like(image)
         for corner in corners:
             box = tuple(slice(a, min(a + window, side)) for a, side in zip(corner, latent.shape[2:], strict=True))
-            part = self.decode(latent[(..., *box)])
+            around: tuple[Any, ...] = (..., *box)
+            part = self.decode(latent[around])
             bump = _bump(part.shape[2:], self.device)
-            place = (..., *(slice(b.start * stride, b.stop * stride) for b in box))
+            place: tuple[Any, ...] = (..., *(slice(b.start * stride, b.stop * stride) for b in box))
             image[place] += part * bump
             weight[place] += bump
         return image.div_(weight)

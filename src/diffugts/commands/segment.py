@@ -45,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MASK",
         help="rough mask on the scan's grid, instead of where attention points",
     )
-    parser.add_argument(
-        "--seed", type=options.at_least(0), default=0, help="of the diffusion noise (default: 0)"
-    )
+    parser.add_argument("--seed", type=options.at_least(0), default=0, help="of the diffusion noise (default: 0)")
     parser.add_argument(
         "--seeds",
         type=options.at_least(1),
@@ -58,9 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=options.at_least(1), metavar="N", help="diffusion steps (default: the model's own)"
     )
-    parser.add_argument(
-        "--skip-done", action="store_true", help="leave cases alone that are done with these settings"
-    )
+    parser.add_argument("--skip-done", action="store_true", help="leave cases alone that are done with these settings")
     options.add_json(parser, "each case")
 
 
@@ -230,9 +226,7 @@ def _finished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     if manifest is None or manifest.get("request") != asked:
         return None
     answers = manifest["prompts"].values()
-    whole = all(
-        (folder / answer["folder"] / name).is_file() for answer in answers for name in answer["files"]
-    )
+    whole = all((folder / answer["folder"] / name).is_file() for answer in answers for name in answer["files"])
     return manifest if whole else None
 
 

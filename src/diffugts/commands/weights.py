@@ -10,9 +10,7 @@ from diffugts.commands.terminal import complain, json_line
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `diffugts weights`."""
-    parser.add_argument(
-        "action", choices=("list", "verify"), help="show what there is, or check every file's sha256"
-    )
+    parser.add_argument("action", choices=("list", "verify"), help="show what there is, or check every file's sha256")
     options.add_json(parser, "each model")
 
 

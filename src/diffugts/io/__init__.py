@@ -49,9 +49,7 @@ MAX_NAME = 64
 _RESERVED = {"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)}
 
 
-def read_volume(
-    path: str | os.PathLike[str], series_uid: str | None = None, max_voxels: int = MAX_VOXELS
-) -> Volume:
+def read_volume(path: str | os.PathLike[str], series_uid: str | None = None, max_voxels: int = MAX_VOXELS) -> Volume:
     """Read a scan: a NIfTI, NRRD or MetaImage file, or a folder that holds a DICOM series.
 
     Args:
@@ -68,17 +66,13 @@ def read_volume(
     return validate(_read(Path(path), series_uid, max_voxels), max_voxels)
 
 
-def from_array(
-    array: npt.ArrayLike, affine: npt.ArrayLike, unit: str = "arbitrary", source: str = "array"
-) -> Volume:
+def from_array(array: npt.ArrayLike, affine: npt.ArrayLike, unit: str = "arbitrary", source: str = "array") -> Volume:
     """A volume from an (I, J, K) array and its affine (voxel index to RAS+ mm), checked like a file."""
     matrix = np.asarray(affine)
     return validate(Volume(np.asarray(array), matrix, unit=unit, source=source))
 
 
-def read_mask(
-    path_or_array: str | os.PathLike[str] | npt.NDArray[Any], like: Volume
-) -> npt.NDArray[np.bool_]:
+def read_mask(path_or_array: str | os.PathLike[str] | npt.NDArray[Any], like: Volume) -> npt.NDArray[np.bool_]:
     """(I, J, K) bool mask on the grid of `like`, from a file or an array.
 
     Integers count where they are not 0, floats (probabilities) where they are at least 0.5.
@@ -92,8 +86,7 @@ def read_mask(
         mask = squeezed(_read(Path(path_or_array), None, MAX_VOXELS))
     if mask.shape != like.shape:
         raise InputError(
-            f"{mask.source} is {mask.shape} but {like.source} is {like.shape}; "
-            "resample the mask to the scan's grid."
+            f"{mask.source} is {mask.shape} but {like.source} is {like.shape}; resample the mask to the scan's grid."
         )
     gap = displacement_mm(like.shape, mask.affine, like.affine)
     if gap > GRID_TOLERANCE_MM:
@@ -145,9 +138,7 @@ def _read(path: Path, series_uid: str | None, max_voxels: int) -> Volume:
             raise InputError(f"{path.name} is empty (0 bytes); copy or export it again.")
         reader = READERS.get(_suffix(path.name).lower())
         if reader is None:
-            raise InputError(
-                f"{path.name} is of no known type; give {', '.join(READERS)} or a folder of DICOM slices."
-            )
+            raise InputError(f"{path.name} is of no known type; give {', '.join(READERS)} or a folder of DICOM slices.")
         return reader(path, max_voxels)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):

@@ -73,8 +73,7 @@ def check_affine(affine: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     if spacing.min() < MIN_SPACING_MM:
         raise InputError(
-            f"{name} has zero voxel spacing {np.round(spacing, 6).tolist()} mm; "
-            "set the true spacing in its header."
+            f"{name} has zero voxel spacing {np.round(spacing, 6).tolist()} mm; set the true spacing in its header."
         )
     axes = matrix[:3, :3] / spacing
     if abs(np.linalg.det(axes)) < 1e-3:

@@ -102,9 +102,7 @@ def _select(series: dict[str, list[Slice]], uid: str | None, name: str) -> list[
         scans = [s for s in series.values() if s[0].header.get("Modality") in MODALITIES]
         scans = scans or list(series.values())
         if len(scans) > 1:
-            raise InputError(
-                f"{name} holds {len(scans)} series: {listed}; keep one per folder, or pass series_uid."
-            )
+            raise InputError(f"{name} holds {len(scans)} series: {listed}; keep one per folder, or pass series_uid.")
         chosen = scans[0]
     modality = chosen[0].header.get("Modality")
     if modality not in MODALITIES:
@@ -133,8 +131,7 @@ def _numbers(item: Slice, tag: str, count: int) -> npt.NDArray[np.float64]:
 def _geometry(slices: list[Slice], name: str) -> tuple[npt.NDArray[np.float64], list[Slice]]:
     """The series' affine (RAS+ mm) and its slices in order along their normal."""
     plane = [
-        np.concatenate([_numbers(s, "ImageOrientationPatient", 6), _numbers(s, "PixelSpacing", 2)])
-        for s in slices
+        np.concatenate([_numbers(s, "ImageOrientationPatient", 6), _numbers(s, "PixelSpacing", 2)]) for s in slices
     ]
     sizes = {(int(s.header.Rows), int(s.header.Columns)) for s in slices}
     if len(sizes) > 1 or np.abs(np.array(plane) - plane[0]).max() > 1e-3:

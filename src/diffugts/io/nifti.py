@@ -44,9 +44,7 @@ def read_nifti(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
     try:
         image = nib.load(path, mmap=False)
     except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, KeyError, zlib.error) as error:
-        raise InputError(
-            f"{name} is no readable NIfTI file ({reason(error)}); copy or export it again."
-        ) from error
+        raise InputError(f"{name} is no readable NIfTI file ({reason(error)}); copy or export it again.") from error
     if not isinstance(image, nib.Nifti1Image):
         raise InputError(f"{name} is no NIfTI but {type(image).__name__}; convert it to NIfTI.")
     header: Any = image.header
@@ -58,9 +56,7 @@ def read_nifti(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
     try:
         array = _scaled(image.dataobj)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(
-            f"{name} is truncated or damaged ({reason(error)}); copy or export it again."
-        ) from error
+        raise InputError(f"{name} is truncated or damaged ({reason(error)}); copy or export it again.") from error
     return Volume(array, affine, header=header.copy(), source=name)
 
 

@@ -196,9 +196,7 @@ def _letters(axes: Axes, plane: _Plane) -> None:
 
 def _write_title(figure: Figure, answer: PromptResult, volume: Volume, title: str, window: Window) -> None:
     count = len(answer.lesions)
-    found = (
-        f"{count} lesion{'s' if count != 1 else ''}, {answer.volume_ml:.2f} ml" if count else "nothing found"
-    )
+    found = f"{count} lesion{'s' if count != 1 else ''}, {answer.volume_ml:.2f} ml" if count else "nothing found"
     unit = " HU" if guess_modality(volume)[0] == "ct" else ""
     detail = f"{found} · score {answer.image_score:.2f} · window {window[0]:.0f} to {window[1]:.0f}{unit}"
     # A '$' pair would be read as a formula.
@@ -248,12 +246,8 @@ def _window(volume: Volume, place: tuple[int, int, int], shown: Array) -> Window
     """Grey values shown: CT: the soft-tissue window, or lung's where the place is lung; MR: percentiles."""
     if guess_modality(volume)[0] == "ct":
         margin = [math.ceil(20.0 / side) for side in volume.spacing]
-        near = volume.array[
-            tuple(slice(max(p - m, 0), p + m + 1) for p, m in zip(place, margin, strict=True))
-        ]
-        return (
-            LUNG if -950.0 < np.median(near) < -400.0 else SOFT_TISSUE
-        )  # darker still is air around the patient
+        near = volume.array[tuple(slice(max(p - m, 0), p + m + 1) for p, m in zip(place, margin, strict=True))]
+        return LUNG if -950.0 < np.median(near) < -400.0 else SOFT_TISSUE  # darker still is air around the patient
     inside = shown[shown > shown.min()]
     if inside.size == 0:
         return float(shown.min()), float(shown.min()) + 1.0

@@ -114,11 +114,7 @@ def _save_answer(answer: PromptResult, volume: Volume, text: str, folder: Path, 
         (target / "uncertainty.nii.gz").unlink(missing_ok=True)  # of an earlier run with more seeds
     with ThreadPoolExecutor(WRITERS) as pool:  # compression takes most of the time and runs outside the GIL
         paths = [target / f"{image}.nii.gz" for image in images]
-        list(
-            pool.map(
-                lambda array, path: write_nifti(_file_order(array), volume, path), images.values(), paths
-            )
-        )
+        list(pool.map(lambda array, path: write_nifti(_file_order(array), volume, path), images.values(), paths))
     with atomic_path(target / "lesions.csv") as path:
         write_csv(answer.lesions, path)
     with atomic_path(target / "preview.png") as path:

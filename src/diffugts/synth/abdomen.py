@@ -18,21 +18,11 @@ class Abdomen:
             Ellipsoid((72, 0, -28), (80 * g[0], 88, 82 * g[1]), rotation(rng, 10), 2.5, 22.0),
             Ellipsoid((5, 48, -12), (82 * g[2], 38, 40 * g[1]), rotation(rng, 14), 2.0, 22.0, 1),
         ]
-        roots = [
-            ((30.0, 18.0, -45.0), d)
-            for d in ((1, 0.2, 0.3), (0.8, -0.7, 0.1), (-0.6, 0.9, 0.4), (1, 0, -0.5))
-        ]
-        top = [
-            ((26.0, -10.0, 14.0), d)
-            for d in ((1, 0.1, -0.5), (0.5, 0.9, -0.6), (-0.4, 1, -0.5), (0.8, -0.5, -0.8))
-        ]
-        self.liver_vessels = tree(
-            [grow_tree(rng, r, d, 32, rng.uniform(3.5, 5.5), 4) for r, d in roots + top]
-        )
+        roots = [((30.0, 18.0, -45.0), d) for d in ((1, 0.2, 0.3), (0.8, -0.7, 0.1), (-0.6, 0.9, 0.4), (1, 0, -0.5))]
+        top = [((26.0, -10.0, 14.0), d) for d in ((1, 0.1, -0.5), (0.5, 0.9, -0.6), (-0.4, 1, -0.5), (0.8, -0.5, -0.8))]
+        self.liver_vessels = tree([grow_tree(rng, r, d, 32, rng.uniform(3.5, 5.5), 4) for r, d in roots + top])
         self.portal = Tube.along(smooth_path([(2, 20, -78), (14, 20, -62), (30, 18, -45)], rng, 2, 6), 6.5)
-        self.splenic = Tube.along(
-            smooth_path([(2, 20, -72), (-40, 12, -50), (-85, -25, -30)], rng, 3, 10), 4.2
-        )
+        self.splenic = Tube.along(smooth_path([(2, 20, -72), (-40, 12, -50), (-85, -25, -30)], rng, 3, 10), 4.2)
         self.mesenteric = [
             Tube.along(
                 smooth_path([(x, 18, -70), (x, 30, -120), (x + 14, 32, -200)], rng, 4, 8),
@@ -40,13 +30,9 @@ class Abdomen:
             )
             for x in (3.0, -9.0)
         ]
-        self.gallbladder = Ellipsoid(
-            (52, 52, -82), tuple(rng.uniform((8, 10, 14), (17, 22, 32))), rotation(rng, 30)
-        )
+        self.gallbladder = Ellipsoid((52, 52, -82), tuple(rng.uniform((8, 10, 14), (17, 22, 32))), rotation(rng, 30))
         self.has_gallbladder = bool(rng.random() < 0.85)
-        self.spleen = Ellipsoid(
-            (-94, -42, -34), tuple(rng.uniform((24, 40, 42), (36, 58, 64))), rotation(rng, 20), 2.5
-        )
+        self.spleen = Ellipsoid((-94, -42, -34), tuple(rng.uniform((24, 40, 42), (36, 58, 64))), rotation(rng, 20), 2.5)
         way = [(-45, -8, 8), (-72, 5, -20), (-70, 38, -60), (-25, 62, -90), (22, 48, -84)]
         size = rng.uniform(0.6, 1.15)
         self.stomach = Tube.along(
@@ -81,9 +67,7 @@ class Abdomen:
             limbs = [np.array([apex, apex + rng.normal((s * a, -18, -10), 2)]) for a in (3, 13)]
             self.adrenals.append(Tube(np.stack(limbs), np.full((2, 2), rng.uniform(1.8, 3.4))))
         fill = rng.uniform(0.5, 1.25)
-        self.bladder = Ellipsoid(
-            (0, 38, -322), (42 * fill, 34 * fill, 36 * fill), rotation(rng, 10), 1.5, 20.0
-        )
+        self.bladder = Ellipsoid((0, 38, -322), (42 * fill, 34 * fill, 36 * fill), rotation(rng, 10), 1.5, 20.0)
         self.pelvic = (
             Ellipsoid((0, 2, -318), (30, 20, 32), rotation(rng, 20), 3.0)
             if female
@@ -154,8 +138,7 @@ class Abdomen:
             grain=6.0,
         )
         self.loop_fill = [
-            str(k)
-            for k in rng.choice(["bowel wall", "bowel fluid", "gas"], size=count - 1, p=[0.45, 0.45, 0.1])
+            str(k) for k in rng.choice(["bowel wall", "bowel fluid", "gas"], size=count - 1, p=[0.45, 0.45, 0.1])
         ]
 
     def paint(self, c: Canvas, inner: F32, dome: F32, arteries: list[Tube], veins: list[Tube]) -> None:

@@ -75,14 +75,13 @@ def thick_slices(image: F32, axes: Axes, axis: int, thickness_mm: float) -> F32:
     step = abs(float(coords[1] - coords[0])) if len(coords) > 1 else thickness_mm
     if thickness_mm <= 1.2 * step:
         return image
-    centres = thickness_mm * np.arange(
-        np.floor(coords[0] / thickness_mm), np.ceil(coords[-1] / thickness_mm) + 1
-    )
+    centres = thickness_mm * np.arange(np.floor(coords[0] / thickness_mm), np.ceil(coords[-1] / thickness_mm) + 1)
     overlap = np.clip(
         np.minimum(centres[:, None] + thickness_mm / 2, coords[None] + step / 2)
         - np.maximum(centres[:, None] - thickness_mm / 2, coords[None] - step / 2),
-        0, None,
-    )  # fmt: skip
+        0,
+        None,
+    )
     gather = overlap / np.maximum(overlap.sum(1, keepdims=True), 1e-9)
     back = np.clip(1 - np.abs(coords[:, None] - centres[None]) / thickness_mm, 0, 1)
     both = ((back / back.sum(1, keepdims=True)) @ gather).astype(np.float32)
@@ -104,13 +103,9 @@ def correlated_noise(
     return out
 
 
-def acquire_ct(
-    image: F32, axes: Axes, spacing: tuple[float, ...], scanner: Scanner, rng: np.random.Generator
-) -> F32:
+def acquire_ct(image: F32, axes: Axes, spacing: tuple[float, ...], scanner: Scanner, rng: np.random.Generator) -> F32:
     """(D, H, W) ideal HU -> HU as scanned: blur, slices, grainy noise, streaks, round field of view."""
-    out = thick_slices(
-        point_spread(image, spacing, scanner.blur_mm), axes, scanner.slice_axis, scanner.thickness_mm
-    )
+    out = thick_slices(point_spread(image, spacing, scanner.blur_mm), axes, scanner.slice_axis, scanner.thickness_mm)
     thin = np.sqrt(max(scanner.thickness_mm, min(spacing)) / 2.0)
     out = out + np.float32(scanner.noise / thin) * correlated_noise(out.shape, spacing, scanner.grain_mm, rng)
     if scanner.streaks:  # photon starvation: noise that is long from side to side
@@ -124,18 +119,12 @@ def acquire_ct(
     return floor
 
 
-def acquire_mr(
-    image: F32, axes: Axes, spacing: tuple[float, ...], scanner: Scanner, rng: np.random.Generator
-) -> F32:
+def acquire_mr(image: F32, axes: Axes, spacing: tuple[float, ...], scanner: Scanner, rng: np.random.Generator) -> F32:
     """(D, H, W) ideal signal -> magnitude image: blur, slices, bias field, gamma, Rician noise, gain."""
-    out = thick_slices(
-        point_spread(image, spacing, scanner.blur_mm), axes, scanner.slice_axis, scanner.thickness_mm
-    )
+    out = thick_slices(point_spread(image, spacing, scanner.blur_mm), axes, scanner.slice_axis, scanner.thickness_mm)
     out = np.maximum(out, 0) ** np.float32(scanner.gamma)
     out *= np.exp(np.float32(scanner.bias) * np.clip(noise(axes, scanner.bias_mm, scanner.seed), -2.5, 2.5))
     sd = np.float32(scanner.noise)
     real = out + sd * rng.standard_normal(out.shape, dtype=np.float32)
-    result: F32 = np.hypot(real, sd * rng.standard_normal(out.shape, dtype=np.float32)) * np.float32(
-        scanner.gain
-    )
+    result: F32 = np.hypot(real, sd * rng.standard_normal(out.shape, dtype=np.float32)) * np.float32(scanner.gain)
     return result

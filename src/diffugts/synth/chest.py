@@ -29,12 +29,10 @@ class Chest:
         self.aorta = Tube.along(path, np.linspace(r + 3, r - 3, 40))
         fork = path[-1]
         iliac = [
-            [fork, (s * 35, -5, -240), (s * 62, 20, -300), (s * 78, 52, -350), (s * 82, 50, -440)]
-            for s in (-1, 1)
+            [fork, (s * 35, -5, -240), (s * 62, 20, -300), (s * 78, 52, -350), (s * 82, 50, -440)] for s in (-1, 1)
         ]
         self.arteries = [
-            Tube.along(smooth_path(np.array(p, dtype=float), rng, 2, 12), np.linspace(6, 4, 12))
-            for p in iliac
+            Tube.along(smooth_path(np.array(p, dtype=float), rng, 2, 12), np.linspace(6, 4, 12)) for p in iliac
         ]
         up = [[(x, 5 - abs(x) / 4, 188), (x * 1.8, -2, 230), (x * 2.2, 0, 330)] for x in (16, -6, -18)]
         self.arteries += [Tube.along(smooth_path(np.array(p), rng, 2, 8), rng.uniform(3.5, 5.5)) for p in up]
@@ -44,13 +42,9 @@ class Chest:
         self.veins = [Tube.along(p, rng.uniform(9, 12.5) * np.linspace(0.85, 1.0, 30))]
         for s in (-1, 1):
             q = [p[-1], (s * 32, -12, -245), (s * 55, 8, -300), (s * 72, 42, -350), (s * 72, 40, -440)]
-            self.veins.append(
-                Tube.along(smooth_path(np.array(q, dtype=float), rng, 2, 12), np.linspace(8, 6, 12))
-            )
+            self.veins.append(Tube.along(smooth_path(np.array(q, dtype=float), rng, 2, 12), np.linspace(8, 6, 12)))
             q = [(30, 18, 200), (s * 40 + 10, 22, 222), (s * 60, 10, 270), (s * 62, 5, 330)]
-            self.veins.append(
-                Tube.along(smooth_path(np.array(q, dtype=float), rng, 2, 10), rng.uniform(5, 7.5))
-            )
+            self.veins.append(Tube.along(smooth_path(np.array(q, dtype=float), rng, 2, 10), rng.uniform(5, 7.5)))
         self.pulmonary = Tube.along([(-22, 40, 108), (-20, 24, 138), (-30, 2, 142)], [15, 14, 11])
         self.pulmonary_right = Tube.along([(-20, 20, 138), (15, 0, 132), (40, -4, 124)], [11, 11, 9])
         carina = (3.0, -22.0, float(rng.uniform(138, 156)))
@@ -74,15 +68,11 @@ class Chest:
             spine.point(100, -8, 24),
             spine.point(40, -14, 30),
         ]
-        self.gullet = Tube.along(
-            smooth_path(np.array(gullet + [(-30, -5, 12)]), rng, 1.5, 16), rng.uniform(5, 8.5)
-        )
+        self.gullet = Tube.along(smooth_path(np.array(gullet + [(-30, -5, 12)]), rng, 1.5, 16), rng.uniform(5, 8.5))
         self.gullet_gas = rng.uniform(2, 7)
         self.hilar = [
             Ellipsoid(tuple(rng.normal(c, (6, 6, 12))), tuple(rng.uniform(2.5, 5.5, 3)), rotation(rng, 40))
-            for c in rng.permutation(
-                [(35, -8, 125), (-38, -8, 125), (8, -5, 165), (-6, 0, 170), (5, -26, 128)]
-            )
+            for c in rng.permutation([(35, -8, 125), (-38, -8, 125), (8, -5, 165), (-6, 0, 170), (5, -26, 128)])
         ]
         self.thyroid = [Ellipsoid((s * 18, 2, 318), (9, 10, 22)) for s in (-1, 1)]
 
@@ -92,9 +82,7 @@ class Chest:
         if box is None:
             return
         apex = (c.z - np.float32(262) + np.float32(0.0035) * (np.abs(c.x) - 52) ** 2)[box]
-        middle = (
-            np.float32(24) - np.abs(c.x[box]) + profile(c.z[box], [-80, 60, 150, 200, 260], [0, 10, 4, 4, 4])
-        )
+        middle = np.float32(24) - np.abs(c.x[box]) + profile(c.z[box], [-80, 60, 150, 200, 260], [0, 10, 4, 4, 4])
         middle = middle + 5 * c.noise(16.0, 2)[box] - np.float32(0.0016) * (c.y[box] - 10) ** 2
         lung = np.maximum(np.maximum(inner[box] + 2, -dome[box]), np.maximum(apex, middle * np.float32(0.9)))
         c.fill(box, lung, (0.0, "lung"))

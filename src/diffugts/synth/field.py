@@ -305,9 +305,7 @@ def _cone(
     return d
 
 
-def smooth_path(
-    points: npt.ArrayLike, rng: np.random.Generator, jitter: float, n: int
-) -> npt.NDArray[np.float64]:
+def smooth_path(points: npt.ArrayLike, rng: np.random.Generator, jitter: float, n: int) -> npt.NDArray[np.float64]:
     """Catmull-Rom curve of n points through jittered way points."""
     p = np.asarray(points, dtype=np.float64)
     p = p + rng.normal(0, jitter, p.shape)

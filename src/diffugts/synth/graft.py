@@ -59,7 +59,12 @@ def ct_tissues(hu: F32) -> npt.NDArray[np.uint8]:
     body = ndimage.binary_fill_holes(ndimage.binary_opening(smooth > -300))
     body = np.stack([ndimage.binary_fill_holes(body[..., k]) for k in range(body.shape[2])], axis=2)
     labels = np.zeros(hu.shape, np.uint8)
-    for name, low, high in (("lung", -1100, -450), ("fat", -250, -25), ("muscle", -25, 200), ("cortical bone", 200, 4000)):
+    for name, low, high in (
+        ("lung", -1100, -450),
+        ("fat", -250, -25),
+        ("muscle", -25, 200),
+        ("cortical bone", 200, 4000),
+    ):
         labels[body & (smooth > low) & (smooth <= high)] = L[name]
     return labels
 
@@ -81,6 +86,9 @@ def _mr_scale(image: F32, labels: npt.NDArray[np.uint8], palette: Palette, organ
 
 
 def _placed(
-    rng: np.random.Generator, organ: str, labels: npt.NDArray[np.uint8], axes: tuple[npt.NDArray[np.float64], ...]
+    rng: np.random.Generator,
+    organ: str,
+    labels: npt.NDArray[np.uint8],
+    axes: tuple[npt.NDArray[np.float64], ...],
 ) -> Lesion | None:
     return place(rng, organ, labels.astype(np.uint8), axes, ())  # type: ignore[arg-type]

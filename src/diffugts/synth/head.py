@@ -35,9 +35,7 @@ class Head:
             for h in (-1, 1)
         ]
         self.ventricles += [
-            Tube.along(
-                [(h * 22, -34, 6), (h * 32, -20, -14), (h * 30, 0, -22)], np.array([4.5, 3.0, 2.0]) * s
-            )
+            Tube.along([(h * 22, -34, 6), (h * 32, -20, -14), (h * 30, 0, -22)], np.array([4.5, 3.0, 2.0]) * s)
             for h in (-1, 1)
         ]
         self.third = Ellipsoid((0, -2, -2), (2.2 * s, 13, 11))
@@ -60,12 +58,12 @@ class Head:
         self.orbits = [Tube.along([(h * 32, 86, -36), (h * 16, 42, -34)], [18, 6]) for h in (-1, 1)]
         self.muscles = [
             Tube.along([(h * (32 + dx), 80, -36 + dz), (h * 17, 46, -34)], 1.9)
-            for h in (-1, 1) for dx, dz in ((10, 0), (-10, 0), (0, 9), (0, -9), (0, 0))
-        ]  # fmt: skip
+            for h in (-1, 1)
+            for dx, dz in ((10, 0), (-10, 0), (0, 9), (0, -9), (0, 0))
+        ]
         air = rng.uniform(0.6, 1.2, 6)
         self.sinuses = [
-            Ellipsoid((h * 26, 70, -66), (13 * air[0], 15 * air[1], 15 * air[2]), None, 1.5, 8.0)
-            for h in (-1, 1)
+            Ellipsoid((h * 26, 70, -66), (13 * air[0], 15 * air[1], 15 * air[2]), None, 1.5, 8.0) for h in (-1, 1)
         ]
         self.sinuses += [
             Ellipsoid((0, 40, -44), (11 * air[3], 10 * air[3], 9), None, 1.5, 6.0),
@@ -75,12 +73,8 @@ class Head:
         self.mastoids = [Ellipsoid((h * 58, -28, -58), (11, 14, 14), None, 4.0, 4.0) for h in (-1, 1)]
         self.nose = Ellipsoid((0, 72, -66), (13, 32, 16), None, 4.0, 4.0)
         self.throat = Tube.along([(0, 40, -66), (0, 20, -90), (0, 12, -150)], [9, 8, 10])
-        self.jaw = [
-            Tube.along([(h * 48, 12, -62), (h * 46, 20, -105), (h * 8, 82, -118)], [6, 8, 8]) for h in (-1, 1)
-        ]
-        self.jaw.append(
-            Tube.along([(-40, 52, -88), (-16, 84, -88), (16, 84, -88), (40, 52, -88)], [6, 7, 7, 6])
-        )
+        self.jaw = [Tube.along([(h * 48, 12, -62), (h * 46, 20, -105), (h * 8, 82, -118)], [6, 8, 8]) for h in (-1, 1)]
+        self.jaw.append(Tube.along([(-40, 52, -88), (-16, 84, -88), (16, 84, -88), (40, 52, -88)], [6, 7, 7, 6]))
         self.neck = [Tube.along([(0, -38, -75), (0, -30, -170)], [15, 15])]
         self.neck_muscles = [Tube.along([(h * 26, -55, -75), (h * 30, -52, -160)], [24, 26]) for h in (-1, 1)]
         self.masseters = [Ellipsoid((h * 56, 22, -82), (9, 18, 32)) for h in (-1, 1)]
@@ -88,9 +82,7 @@ class Head:
         self.parotids = [Ellipsoid((h * 58, -4, -84), (12, 15, 22), None, 2.0, 6.0) for h in (-1, 1)]
         self.tongue = Ellipsoid((0, 44, -100), (24, 32, 17), rotation(rng, 8), 1.5, 10.0)
         self.vessels = [
-            Tube.along(
-                [(h * 28, -8, -150), (h * 26, -6, -70), (h * 14, 8, -46), (h * 10, 14, -30)], [4, 3.5, 2.8, 2]
-            )
+            Tube.along([(h * 28, -8, -150), (h * 26, -6, -70), (h * 14, 8, -46), (h * 10, 14, -30)], [4, 3.5, 2.8, 2])
             for h in (-1, 1)
         ]
         self.sinus = Tube.along(
@@ -98,16 +90,13 @@ class Head:
             rng.uniform(2, 4),
         )
         self.jugular = [
-            Tube.along(
-                [(h * 4, -84, -20), (h * 46, -58, -34), (h * 48, -22, -56), (h * 34, -14, -150)], [4, 4, 4, 6]
-            )
+            Tube.along([(h * 4, -84, -20), (h * 46, -58, -34), (h * 48, -22, -56), (h * 34, -14, -150)], [4, 4, 4, 6])
             for h in (-1, 1)
         ]
         g = self.size
         lobes = ((0.5, 0.5, 0.3), (0.55, 0, 0.4), (0.5, -0.5, 0.3), (0.62, 0.1, -0.5), (0.3, 0.2, 0.5))
         points: dict[str, list[tuple[float, float, float]]] = {
-            "brain": [(h * x * g[0], y * g[1], z * g[2]) for h in (-1, 1) for x, y, z in lobes]
-            + [(20, -52, -48)],
+            "brain": [(h * x * g[0], y * g[1], z * g[2]) for h in (-1, 1) for x, y, z in lobes] + [(20, -52, -48)],
             "bone": [(0, -0.2 * g[1], g[2] + 8), (g[0] + 7, 0, 15), (-g[0] - 7, 0, 15)],
             "soft tissue": [(26, -55, -110), (-26, -55, -110), (0, 44, -100)],
         }
@@ -174,17 +163,13 @@ class Head:
         deep = np.maximum(skin + 6 + 2 * c.noise(7.0, 2), c.z + 40)
         flesh = np.maximum(deep, np.float32(3.0) - np.abs(c.noise(7.0, 4)) * 5)
         c.fill(c.everything, np.minimum(flesh, np.maximum(skin + 11, c.z + 50)), (0.0, "muscle"))
-        c.fill(
-            c.everything, np.maximum(np.abs(c.noise(7.0, 5) * 7) - np.float32(0.8), deep + 4), (0.0, "fat")
-        )
+        c.fill(c.everything, np.maximum(np.abs(c.noise(7.0, 5) * 7) - np.float32(0.8), deep + 4), (0.0, "fat"))
 
     def _face(self, c: Canvas, vault: F32) -> None:
         muscles: tuple[Shape, ...] = (*self.neck_muscles, *self.masseters, *self.temporalis)
         for muscle in muscles:
             c.paint(muscle, (-1.0, "fat"), (0.0, "muscle"), within=-(vault - np.float32(self.skull + 1)))
-        base = np.maximum(
-            np.abs(vault - 3) - np.float32(3.2) + 2 * c.noise(4.0, 5), np.maximum(c.z + 6, -84 - c.z)
-        )
+        base = np.maximum(np.abs(vault - 3) - np.float32(3.2) + 2 * c.noise(4.0, 5), np.maximum(c.z + 6, -84 - c.z))
         c.fill(c.everything, base, (0.0, "cortical bone"), (2.0, "marrow"))
         outside = -(vault - 2)
         for shape in self.mastoids:
@@ -236,12 +221,8 @@ class Head:
         sheet = np.abs(pattern) * np.float32(0.62 * self.fold)  # about the distance to the nearest sulcus, mm
         floor = -brain - np.float32(self.depth) * (np.float32(0.8) + np.float32(0.2) * c.noise(16.0, 3))
         sulcus = np.maximum(sheet, floor)
-        split = np.maximum(
-            np.abs(c.x + c.noise(30.0, 1)) - np.float32(0.4), -(c.z - 10 + np.float32(0.002) * c.y**2)
-        )
-        hind = np.maximum(
-            c.z + 30 + np.float32(0.15) * (c.y + 20), c.y + 22
-        )  # below and behind the tentorium
+        split = np.maximum(np.abs(c.x + c.noise(30.0, 1)) - np.float32(0.4), -(c.z - 10 + np.float32(0.002) * c.y**2))
+        hind = np.maximum(c.z + 30 + np.float32(0.15) * (c.y + 20), c.y + 22)  # below and behind the tentorium
         pia = np.maximum(np.maximum(brain, np.float32(0.6) - split), np.float32(1) - hind)
         tissue = np.maximum(pia, np.float32(self.sulcus) - sulcus)
         c.fill(c.everything, tissue, (0.0, "grey matter"))
@@ -260,7 +241,5 @@ class Head:
             leaves = np.sin(r * np.float32(1.35) + 2 * c.noise(7.0, 25)[box])
             c.fill(box, d, (0.0, "cerebellar grey"))
             c.fill(box, np.maximum(d, (np.float32(0.82) - leaves) * 3), (0.0, "csf"))
-            c.fill(
-                box, np.maximum(d + 4, (np.float32(0.4) + leaves) * np.float32(2)), (0.0, "cerebellar white")
-            )
+            c.fill(box, np.maximum(d + 4, (np.float32(0.4) + leaves) * np.float32(2)), (0.0, "cerebellar white"))
             c.fill(box, d + 12, (0.0, "cerebellar white"))

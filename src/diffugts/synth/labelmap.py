@@ -94,9 +94,7 @@ def render_labelmap(
 
     tissue = tissues(labels)
     axes_in = tuple(s * np.arange(n) for s, n in zip(spacing, labels.shape, strict=True))
-    tissue[(np.asarray(labels) == _MIXED) & (noise(axes_in, 6.0, int(bend.integers(2**31))) > -0.2)] = L[
-        "fat"
-    ]
+    tissue[(np.asarray(labels) == _MIXED) & (noise(axes_in, 6.0, int(bend.integers(2**31))) > -0.2)] = L["fat"]
     ideal = palette.mean[tissue]
     ideal = ndimage.gaussian_filter(
         ideal, [0.3 * o / s for o, s in zip(out_spacing, spacing, strict=True)], truncate=2.5
@@ -111,9 +109,7 @@ def render_labelmap(
     image = ndimage.map_coordinates(ideal, at, order=1, mode="constant", cval=float(palette.mean[0]))
     drawn: npt.NDArray[np.uint8] = ndimage.map_coordinates(tissue, at, order=0, mode="constant", cval=0)
     texture = int(bend.integers(2**31))
-    image += palette.fine[drawn] * noise(axes, 2.2, texture) + palette.coarse[drawn] * noise(
-        axes, 7.0, texture + 1
-    )
+    image += palette.fine[drawn] * noise(axes, 2.2, texture) + palette.coarse[drawn] * noise(axes, 7.0, texture + 1)
 
     truth = np.zeros(drawn.shape, dtype=np.uint8)
     planted: tuple[Lesion, ...] = ()
@@ -148,8 +144,8 @@ def _coordinates(
             line = np.float32(n - 1) - line if flip and k == 0 else line
         full = np.broadcast_to(line.reshape([-1 if i == k else 1 for i in range(3)]), [len(b) for b in axes])
         if deform:
-            full = full + (
-                np.float32(3) * noise(axes, 45.0, seed + k) + noise(axes, 18.0, seed + 3 + k)
-            ) / np.float32(s)
+            full = full + (np.float32(3) * noise(axes, 45.0, seed + k) + noise(axes, 18.0, seed + 3 + k)) / np.float32(
+                s
+            )
         out.append(full)
     return np.stack(out)

@@ -43,12 +43,8 @@ class Lesion:
     def reach_mm(self) -> float:
         """Radius of a ball that holds all of it."""
         lobes = max((np.linalg.norm(v[:3]) + v[3] for v in self.lobes), default=1.0)
-        size = (
-            self.radius_mm * max(max(self.stretch), float(lobes) * max(self.stretch)) * (1 + 0.5 * self.rough)
-        )
-        return float(
-            size * (1.9 if self.spikes else 1.25) + self.softness_mm + 2 * self.oedema * self.radius_mm + 2
-        )
+        size = self.radius_mm * max(max(self.stretch), float(lobes) * max(self.stretch)) * (1 + 0.5 * self.rough)
+        return float(size * (1.9 if self.spikes else 1.25) + self.softness_mm + 2 * self.oedema * self.radius_mm + 2)
 
 
 @dataclass(frozen=True)
@@ -76,19 +72,13 @@ _GROWTH: dict[str, _Growth] = {
     "liver": _Growth((4, 36), ("solid",), ("liver", "liver vessel"), 0.25),
     "kidney": _Growth((6, 40), ("solid",), (*ORGANS["kidney"], *_FATTY), 0.8),
     "spleen": _Growth((5, 25), ("solid",), ("spleen",), 0.2),
-    "pancreas": _Growth(
-        (6, 24), ("solid",), ("pancreas", "visceral fat", "bowel wall", "bowel fluid"), 0.2, 0.15
-    ),
+    "pancreas": _Growth((6, 24), ("solid",), ("pancreas", "visceral fat", "bowel wall", "bowel fluid"), 0.2, 0.15),
     "colon": _Growth((8, 28), ("solid",), _GUT, 0.0, 0.1),
     "stomach": _Growth((8, 28), ("solid",), _GUT),
-    "adrenal": _Growth(
-        (7, 30), ("solid",), ("adrenal", "visceral fat", "vein", "muscle", "kidney cortex", "spleen")
-    ),
+    "adrenal": _Growth((7, 30), ("solid",), ("adrenal", "visceral fat", "vein", "muscle", "kidney cortex", "spleen")),
     "bladder": _Growth((5, 24), ("solid",), ("bladder", "muscle", "visceral fat"), 1.0),
     "breast": _Growth((5, 25), ("solid",), ("breast", "fat"), 0.0, 0.5),
-    "bone": _Growth(
-        (5, 30), ("lytic", "lytic", "sclerotic"), ("cortical bone", "marrow", "cartilage", "muscle")
-    ),
+    "bone": _Growth((5, 30), ("lytic", "lytic", "sclerotic"), ("cortical bone", "marrow", "cartilage", "muscle")),
     "soft tissue": _Growth(
         (12, 70), ("solid", "solid", "solid", "fatty"), ("muscle", "fat", "fascia", "vein"), 0.3, 0.0, 0.5
     ),
@@ -129,8 +119,7 @@ def draw_lesion(rng: np.random.Generator, organ: str, centre: Vec) -> Lesion:
         rough=float(rng.uniform(0.15, 1.0)) * (1.3 if glioma else 1.0),
         lobes=tuple(lobes),
         spikes=tuple(spikes),  # type: ignore[arg-type]
-        softness_mm=float(rng.choice([0.5, 1.5, 3.5], p=[0.5, 0.35, 0.15]))
-        + (2.0 if kind == "ground glass" else 0.0),
+        softness_mm=float(rng.choice([0.5, 1.5, 3.5], p=[0.5, 0.35, 0.15])) + (2.0 if kind == "ground glass" else 0.0),
         core=float(rng.uniform(0.35, 0.75)) if rng.random() < (0.7 if glioma else 0.15 + 0.45 * big) else 0.0,
         rim=float(rng.uniform(0.12, 0.3)) if rng.random() < (0.7 if glioma else 0.25) else 0.0,
         oedema=float(rng.uniform(0.25, 0.9)) if glioma and rng.random() < 0.85 else 0.0,
@@ -159,8 +148,7 @@ def place(
         centre = tuple(float(a[i]) for a, i in zip(axes, at, strict=True))
         lesion = draw_lesion(rng, organ, centre)  # type: ignore[arg-type]
         gaps = (
-            np.linalg.norm(np.subtract(centre, t.centre_mm)) - 1.1 * (lesion.radius_mm + t.radius_mm)
-            for t in taken
+            np.linalg.norm(np.subtract(centre, t.centre_mm)) - 1.1 * (lesion.radius_mm + t.radius_mm) for t in taken
         )
         if all(gap > 0 for gap in gaps):
             return lesion
@@ -184,9 +172,7 @@ def distance(lesion: Lesion, axes: Axes, box: Box) -> F32:
     r = np.sqrt(q[0] ** 2 + q[1] ** 2 + q[2] ** 2)
     d = r - np.float32(0.8 if lesion.lobes else 1.0)
     for x, y, z, size in lesion.lobes:
-        ball = np.sqrt(
-            (q[0] - np.float32(x)) ** 2 + (q[1] - np.float32(y)) ** 2 + (q[2] - np.float32(z)) ** 2
-        )
+        ball = np.sqrt((q[0] - np.float32(x)) ** 2 + (q[1] - np.float32(y)) ** 2 + (q[2] - np.float32(z)) ** 2)
         d = np.minimum(d, ball - np.float32(size))
     if lesion.spikes:
         inverse = 1 / np.maximum(r, np.float32(0.2))
@@ -260,17 +246,11 @@ def plant(
     whole = cover
     if lesion.oedema:
         spread = np.float32(lesion.oedema * lesion.radius_mm)
-        reach = d - spread * (
-            np.float32(0.9) + np.float32(0.5) * noise(here, 0.5 * lesion.radius_mm, lesion.seed + 1)
-        )
-        white = np.isin(
-            labels[box], (L["white matter"], L["cerebellar white"], L["deep grey"], L["brain stem"])
-        )
+        reach = d - spread * (np.float32(0.9) + np.float32(0.5) * noise(here, 0.5 * lesion.radius_mm, lesion.seed + 1))
+        white = np.isin(labels[box], (L["white matter"], L["cerebellar white"], L["deep grey"], L["brain stem"]))
         path = ndimage.gaussian_filter(white.astype(np.float32), [2.0 / s for s in spacing], mode="nearest")
         halo = np.clip(np.float32(0.5) - reach / np.float32(edge + 2), 0, 1) * np.clip(path * 1.6 - 0.3, 0, 1)
-        image[box] += halo * (
-            np.float32(tone.oedema) + tone.texture * noise(here, 5.0, lesion.seed + 2) - image[box]
-        )
+        image[box] += halo * (np.float32(tone.oedema) + tone.texture * noise(here, 5.0, lesion.seed + 2) - image[box])
         whole = np.maximum(cover, halo)
     image[box] += cover * (_inside(lesion, tone, d, here, image[box]) - image[box])
     truth[box][whole > 0.5] = index
@@ -339,9 +319,7 @@ def _tones_ct(lesion: Lesion, palette: Palette, rng: np.random.Generator) -> _To
         solid = host + _away(rng, *span, gap=12 if enhanced else 8)
     elif organ == "kidney":
         solid = float(
-            rng.uniform(
-                *{"none": (24, 52), "arterial": (50, 140), "portal": (50, 125), "late": (45, 105)}[phase]
-            )
+            rng.uniform(*{"none": (24, 52), "arterial": (50, 140), "portal": (50, 125), "late": (45, 105)}[phase])
         )
         if enhanced:
             solid = min(solid, host - 20)
@@ -406,6 +384,4 @@ def _tones_mr(lesion: Lesion, palette: Palette, rng: np.random.Generator) -> _To
              "random": (0.6, 1.7)}[sequence]  # fmt: skip
     white = float(palette.mean[L["white matter"]])
     oedema = white * _away(rng, swell[0] - 1, swell[1] - 1, gap=0.1) + white
-    return _Tones(
-        solid, core, min(rim, 1.5), min(oedema, 1.4), 0.05, np.float32(solid * rng.uniform(0.02, 0.16)), 0.0
-    )
+    return _Tones(solid, core, min(rim, 1.5), min(oedema, 1.4), 0.05, np.float32(solid * rng.uniform(0.02, 0.16)), 0.0)

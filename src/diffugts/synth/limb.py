@@ -48,24 +48,20 @@ class Limb:
             top = [(6, 0, 130), (14, -4, 165), (-28, 0, 195)]
             self.bones.append((Tube.along(top, [r, 1.5 * r, 1.15 * r]), 3.0))
             self.bones.append((Ellipsoid((-32, 2, 197), (23, 23, 23)), 2.0))
-            self.bones.append(
-                (Tube.along([(-34, -34, 170), (-40, -30, 215), (-10, -6, 262)], [14, 13, 9]), 2.2)
-            )
+            self.bones.append((Tube.along([(-34, -34, 170), (-40, -30, 215), (-10, -6, 262)], [14, 13, 9]), 2.2))
         bundle = self.radius * np.array([-0.45, -0.12 if self.part == "thigh" else -0.3])
         self.vessels = []
         for k, name in enumerate(("artery", "vein", "vein", "artery", "vein")):
             at = (bundle if k < 2 else rng.normal(0, 0.45 * self.radius, 2)) + rng.normal(0, 5, 2)
-            path = np.column_stack(
-                [np.tile(at, (6, 1)) + rng.normal(0, 4, (6, 2)), np.linspace(-_LENGTH, _LENGTH, 6)]
-            )
+            path = np.column_stack([np.tile(at, (6, 1)) + rng.normal(0, 4, (6, 2)), np.linspace(-_LENGTH, _LENGTH, 6)])
             width = rng.uniform(2.8, 5.0) if k < 2 else rng.uniform(1.2, 2.4)
             self.vessels.append((Tube.along(smooth_path(path, rng, 0, 14), width), name))
-        saphena = [((self.radius + 0.4 * self.fat) * np.cos(a), (self.radius + 0.4 * self.fat) * np.sin(a))
-                   for a in rng.uniform(0, 2 * np.pi, 3)]  # fmt: skip
+        saphena = [
+            ((self.radius + 0.4 * self.fat) * np.cos(a), (self.radius + 0.4 * self.fat) * np.sin(a))
+            for a in rng.uniform(0, 2 * np.pi, 3)
+        ]
         self.skin_veins = [
-            Tube.along(
-                smooth_path([(*s, -_LENGTH), (*s, 0), (*s, _LENGTH)], rng, 4, 8), rng.uniform(1.0, 2.2)
-            )
+            Tube.along(smooth_path([(*s, -_LENGTH), (*s, 0), (*s, _LENGTH)], rng, 4, 8), rng.uniform(1.0, 2.2))
             for s in saphena
         ]
         count = {"thigh": 12, "calf": 9, "arm": 6}[self.part]
@@ -80,14 +76,10 @@ class Limb:
             np.array([reach, reach - self.offset, _LENGTH]),
         )
         sides = (-1.0, 1.0) if self.pair else (1.0,)
-        spots = [
-            (s * self.offset + x, y, float(h)) for s in sides for x, y in self.bellies for h in (-90, 0, 90)
-        ]
+        spots = [(s * self.offset + x, y, float(h)) for s in sides for x, y in self.bellies for h in (-90, 0, 90)]
         centres = {
             "soft tissue": spots,
-            "bone": [
-                (s * (self.offset + middle[0]), middle[1], float(h)) for s in sides for h in (-80, 0, 80)
-            ],
+            "bone": [(s * (self.offset + middle[0]), middle[1], float(h)) for s in sides for h in (-80, 0, 80)],
         }
         self.anchors: dict[str, list[npt.NDArray[np.float64]]] = {
             name: [np.array(p, dtype=np.float64) for p in points] for name, points in centres.items()
@@ -107,9 +99,7 @@ class Limb:
         rho = np.sqrt(x**2 + (c.y * np.float32(self.flat)) ** 2)
         muscle = rho - radius + np.float32(0.03 * self.radius) * c.noise(30.0, 3)
         behind = np.float32(0.5) - np.float32(0.5) * c.y / np.maximum(rho, 1)
-        fat = np.float32(self.fat) * (
-            np.float32(0.7) + np.float32(0.5) * behind + np.float32(0.12) * c.noise(30.0, 4)
-        )
+        fat = np.float32(self.fat) * (np.float32(0.7) + np.float32(0.5) * behind + np.float32(0.12) * c.noise(30.0, 4))
         if self.hip:
             fat = fat * profile(c.z, [-260, 60, 200, 260], [1, 1, 1.9, 1.8])
         skin = muscle - np.maximum(fat, np.float32(2.5))

@@ -143,15 +143,11 @@ def draw(
     warp = []
     for k in range(3):
         line = (axes[k] / scale[k]).astype(np.float32).reshape([-1 if i == k else 1 for i in range(3)])
-        bend = sum(
-            np.float32(a) * noise(axes, s, seed * 17 + 5 * k + i) for i, (s, a) in enumerate(_WARPS[kind])
-        )
+        bend = sum(np.float32(a) * noise(axes, s, seed * 17 + 5 * k + i) for i, (s, a) in enumerate(_WARPS[kind]))
         warp.append(np.asarray(line + bend, dtype=np.float32))
     slack = 3.2 * sum(a for _, a in _WARPS[kind])
     slack += max((le.push * le.radius_mm * max(le.stretch) for le in lesions), default=0.0)
-    edge = float(
-        np.mean([(a[1] - a[0]) / s if len(a) > 1 else 1.0 for a, s in zip(axes, scale, strict=True)])
-    )
+    edge = float(np.mean([(a[1] - a[0]) / s if len(a) > 1 else 1.0 for a, s in zip(axes, scale, strict=True)]))
     canvas = Canvas(
         axes, scale, warp[0], warp[1], warp[2], slack, edge, seed, palette.mean, palette.fine, palette.coarse
     )
@@ -197,9 +193,7 @@ def sample_patient(seed: int, kind: str = "torso", lesions: int = 0, organ: str 
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     body_rng, size_rng, lesion_rng = rng.spawn(3)
     anatomy: Anatomy = kinds[kind](body_rng)
-    scale = np.exp(size_rng.normal(0, 0.6 * _SPREAD[kind])) * np.exp(
-        size_rng.normal(0, 0.5 * _SPREAD[kind], 3)
-    )
+    scale = np.exp(size_rng.normal(0, 0.6 * _SPREAD[kind])) * np.exp(size_rng.normal(0, 0.5 * _SPREAD[kind], 3))
     stripped = kind == "head" and bool(size_rng.random() < 0.5)
     warp_seed = int(size_rng.integers(2**31))
     organs = [name for name in anatomy.anchors if name in PLANTABLE]

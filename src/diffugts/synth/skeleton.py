@@ -145,9 +145,7 @@ class Skeleton:
         bony = np.maximum(d, (a - np.float32(0.74)) * 150)
         c.fill(box, np.maximum(d, (np.float32(0.74) - a) * 150), (0.0, "cartilage"))
         c.fill(box, bony, (0.0, "cortical bone"), (1.5, "marrow"))
-        plate = np.maximum(
-            np.maximum(np.abs(depth + 1) - 6, np.abs(c.x[box]) - 17), np.maximum(50 - z, z - 238)
-        )
+        plate = np.maximum(np.maximum(np.abs(depth + 1) - 6, np.abs(c.x[box]) - 17), np.maximum(50 - z, z - 238))
         c.fill(box, np.maximum(plate, -c.y[box]), (0.0, "cortical bone"), (1.6, "marrow"))
 
     def paint_spine(self, c: Canvas, muscle: float, marbling: float) -> None:
@@ -162,9 +160,7 @@ class Skeleton:
         m = np.float32(muscle)
         back = np.sqrt(((np.abs(x) - 32) / 29) ** 2 + ((y + 46) / (19 * m)) ** 2) - 1
         c.fill(box, np.maximum(back * 18, np.float32(-260) - z), (0.0, "muscle"))
-        streak = np.maximum(
-            back * 18 + 3, np.abs(c.noise(7.0, 14)[box]) * 8 - np.float32(0.1 + 1.2 * marbling)
-        )
+        streak = np.maximum(back * 18 + 3, np.abs(c.noise(7.0, 14)[box]) * 8 - np.float32(0.1 + 1.2 * marbling))
         c.fill(box, np.maximum(streak, np.float32(-260) - z), (0.0, "fat"))
         level = np.interp(
             np.arange(-480, 345, 0.5), self.spine.levels, np.arange(len(self.spine.levels)), left=-1, right=30
@@ -189,9 +185,7 @@ class Skeleton:
             np.maximum(-(y + hole) - 36, np.abs(mid - 4 - np.float32(0.06) * (y + hole)) - 8),
         )
         across = np.maximum(np.maximum(np.abs(x) - 36, np.abs(y + hole - 4) - 5), mid - 6)
-        bone = np.minimum(
-            np.maximum(body, disc_half - np.abs(t)), np.minimum(arch, np.minimum(spinous, across))
-        )
+        bone = np.minimum(np.maximum(body, disc_half - np.abs(t)), np.minimum(arch, np.minimum(spinous, across)))
         bone = np.maximum(bone + np.float32(0.7) * c.noise(4.0, 9)[box], low)
         c.fill(box, bone, (0.0, "cortical bone"), (1.6, "marrow"))
         c.fill(box, np.maximum(ring - 9.5, low - 40), (0.0, "spinal canal"))

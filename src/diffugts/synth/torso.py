@@ -100,9 +100,7 @@ class Torso:
         w, d = profile(c.z, _Z, self.width), profile(c.z, _Z, self.depth)
         y = c.y - profile(c.z, _Z, self.belly * np.exp(-(((_Z + 120) / 90) ** 2)) * 0.5)
         u, v = (c.x / w) ** 2, (y / d) ** 2
-        k = np.float32(1 - self.square) * np.sqrt(u + v) + np.float32(self.square) * np.sqrt(
-            np.sqrt(u * u + v * v)
-        )
+        k = np.float32(1 - self.square) * np.sqrt(u + v) + np.float32(self.square) * np.sqrt(np.sqrt(u * u + v * v))
         k = np.maximum(k, np.float32(0.02))
         rho = np.sqrt(c.x * c.x + y * y)
         trunk = rho - rho / k
@@ -123,12 +121,7 @@ class Torso:
             np.float32(self.fat)
             * low
             * np.float32(0.85)
-            * (
-                np.float32(f[0]) * front
-                + np.float32(f[1]) * back
-                + np.float32(0.6 * f[2]) * side
-                + np.float32(0.15)
-            )
+            * (np.float32(f[0]) * front + np.float32(f[1]) * back + np.float32(0.6 * f[2]) * side + np.float32(0.15))
         )
         fat = np.maximum(fat + c.noise(30.0, 3) * np.float32(0.05 * self.fat), np.float32(2.0))
         m = self.muscle
@@ -185,9 +178,7 @@ class Torso:
             tubes.append(Tube.along([(s * 84, 0, -300), (s * 84, 4, -400), (s * 80, 4, -520)], [78, 80, 74]))
             tubes.append(Tube.along([(s * 60, -14, 262), (s * 150, -14, 240)], [34, 44]))
             if self.arms == "down":
-                tubes.append(
-                    Tube.along([(s * 165, -10, 232), (s * 206, -8, 70), (s * 222, 0, -80)], [46, 42, 34])
-                )
+                tubes.append(Tube.along([(s * 165, -10, 232), (s * 206, -8, 70), (s * 222, 0, -80)], [46, 42, 34]))
             elif self.arms == "up":
                 tubes.append(Tube.along([(s * 150, -8, 245), (s * 165, 20, 400)], [50, 44]))
         return tubes
@@ -195,13 +186,9 @@ class Torso:
     def _marble(self, c: Canvas, muscle: F32, trunk: F32) -> None:
         """Fat planes between and along the muscles outside the ribs."""
         thin = np.float32(0.3 + 1.3 * self.marbling) + np.float32(0.5) * c.noise(16.0, 5)
-        sheet = np.abs(
-            np.float32(0.5) * (muscle + trunk) + np.float32(2.5) * c.noise(16.0, 7)
-        )  # between two layers
+        sheet = np.abs(np.float32(0.5) * (muscle + trunk) + np.float32(2.5) * c.noise(16.0, 7))  # between two layers
         sheet = np.maximum(sheet - thin, np.maximum(muscle + 3, np.maximum(-trunk - 6, muscle - trunk + 9)))
-        cleft = np.abs(c.noise(30.0, 8) + np.float32(0.25) * c.noise(16.0, 7)) * np.float32(
-            24
-        )  # between neighbours
+        cleft = np.abs(c.noise(30.0, 8) + np.float32(0.25) * c.noise(16.0, 7)) * np.float32(24)  # between neighbours
         cleft = np.maximum(cleft - thin, np.maximum(muscle + 2, muscle - trunk + 14))
         d = np.minimum(sheet, cleft)
         c.fill(c.everything, d, (0.0, "fat"))

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -140,7 +141,8 @@ def _pad(array: npt.NDArray[np.generic], size: int) -> npt.NDArray:  # type: ign
 
 def augment(patch: Patch, rng: np.random.Generator) -> Patch:
     """Flips, and for intensities what another scanner might do; the anatomy's left–right is not kept."""
-    image, flags = patch.image, patch.flags
+    image: npt.NDArray[np.floating[Any]] = patch.image
+    flags = patch.flags
     if rng.random() < 0.5:
         image, flags = image[::-1], flags[::-1]
     if patch.item.modality == "ct":

@@ -31,7 +31,9 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="run folder: states, curves, model")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="run folder: states, curves, model"
+    )
     parser.add_argument("--recipe", type=Path, required=True, help="what to train on (JSON; see recipes/)")
     parser.add_argument("--data", type=Path, default=Path("."), help="folder that the recipe's patterns start from")
     parser.add_argument("--bank", type=Path, help="folder of prepared volumes; default: DIR/bank")

@@ -25,7 +25,7 @@ from diffugts.training.bank import TUMOUR, UNKNOWN, Bank, Patch
 from diffugts.training.loop import Batch, RunOptions, train
 
 GENERIC = ("tumor", "lesion", "mass", "abnormality")
-FINDINGS = ("tumor", "metastasis", "cancer")
+FINDINGS = ("tumor", "metastasis", "cancer", "lesion", "sarcoma")
 ELSEWHERE = (
     "lung", "liver", "kidney", "spleen", "pancreas", "colon", "stomach", "adrenal gland", "bladder", "breast",
     "bone", "soft tissue", "brain", "prostate", "thyroid", "ovary", "head and neck",
@@ -60,7 +60,10 @@ def questions(patch: Patch, rng: np.random.Generator, count: int = 4) -> list[Qu
 
 
 class PromptVectors:
-    """Vectors of a prompt's two ensembles, a random part of each phrase list at a time, so that no phrase is learnt by heart."""
+    """Vectors of a prompt's two ensembles.
+
+    A random part of each phrase list at a time, so that no phrase is learnt by heart.
+    """
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.encoder = encoder
@@ -156,15 +159,21 @@ def _patch_loss(attention: Attention, target: Tensor, known: Tensor) -> dict[str
         target: (P, S, S, S) 0 or 1. known: (S, S, S) bool, what may be supervised.
     """
     logits = attention.logits
-    y = F.adaptive_avg_pool3d(target[None], logits.shape[1:])[0]
-    w = F.adaptive_avg_pool3d(known[None].float(), logits.shape[1:])[0]
+    _, depth, height, width = logits.shape
+    y = F.adaptive_avg_pool3d(target[None], (depth, height, width))[0]
+    w = F.adaptive_avg_pool3d(known[None].float(), (depth, height, width))[0]
     p = torch.sigmoid(logits)
     present = y.flatten(1).amax(1) > 0.5
     dice = soft_dice(p, y, w) + soft_dice(1 - p, 1 - y, w)
     focal = (w * focal_loss(logits, y)).mean((1, 2, 3))
     score = F.binary_cross_entropy_with_logits(attention.score_logits, present.float())
     total = (dice * present).sum() / present.sum().clamp_min(1) + 10 * focal.mean() + 0.3 * score
-    return {"total": total, "dice": (dice * present).sum() / present.sum().clamp_min(1), "focal": focal.mean(), "score": score}
+    return {
+        "total": total,
+        "dice": (dice * present).sum() / present.sum().clamp_min(1),
+        "focal": focal.mean(),
+        "score": score,
+    }
 
 
 def soft_dice(p: Tensor, y: Tensor, w: Tensor) -> Tensor:

@@ -106,14 +106,17 @@ def train(
         with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
             loss, figures = loss_of(batch, generator)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         if torch.isfinite(norm):
             optimiser.step()
         step += 1
         _follow(average, trained, min(options.ema, (1 + step) / (10 + step)))
         if step % 20 == 0 or step == options.steps:
-            _log(out / "curve.csv", {"step": step, "seconds": time.monotonic() - began, "loss": loss.item(), **figures})
+            _log(
+                out / "curve.csv",
+                {"step": step, "seconds": time.monotonic() - began, "loss": loss.item(), **figures},
+            )
         if step % options.save_every == 0 or step == options.steps:
             _save(out / "state.pt", trained, optimiser, average, step)
             bank.refresh()
@@ -139,7 +142,12 @@ def _save(
     path: Path, trained: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor], step: int
 ) -> None:
     temporary = path.with_suffix(".tmp")
-    state = {"model": trained.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step}
+    state = {
+        "model": trained.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "average": average,
+        "step": step,
+    }
     torch.save(state, temporary)
     os.replace(temporary, path)
 

@@ -44,7 +44,11 @@ def train_autoencoder(config: ModelConfig, bank: Bank, options: RunOptions, out:
         spread = mu.float().pow(2).mean()
         loss = voxels + 0.5 * edges + 1e-4 * spread
         mse = _masked_mean((decoded - batch.image).pow(2), known)
-        return loss, {"l1": voxels.item(), "psnr": (-10 * torch.log10(mse)).item(), "latent_square": spread.item()}
+        return loss, {
+            "l1": voxels.item(),
+            "psnr": (-10 * torch.log10(mse)).item(),
+            "latent_square": spread.item(),
+        }
 
     train({"autoencoder": autoencoder}, loss_of, bank, options, out)
     return with_scale_factor(model, bank, options)

@@ -129,8 +129,8 @@ def _graft(name: str, path: Path, scan: Item, source: dict[str, Any], spacing: f
         scan, name=name, lesions=(organ,) if lesion.any() else (), labelled=True, trusted=False,
         weight=source.get("weight", 1.0) / source["grafts"],
     )  # fmt: skip
-    image = (planted + 1000) / 2000 if scan.modality == "ct" else planted
-    return item, np.clip(image, 0, 1).astype(np.float32), flags
+    scaled = (planted + 1000) / 2000 if scan.modality == "ct" else planted
+    return item, np.clip(scaled, 0, 1).astype(np.float32), flags
 
 
 def _made(item: Item, make: Callable[..., Arrays], *arguments: Any) -> Made:

@@ -1,0 +1,157 @@
+"""Choose the refinement's settings on tuning patients, which report nothing else.
+
+    python benchmarks/tune.py -o runs/tune [--patients 24] [--cases ../shared/cases/cases.json --only sarcoma_ct_00 ...]
+
+Tuning patients are synthetic (seeds from 900000 on, never trained on), half of them rendered healthy too, and real
+cases that the caller names. Attention and inpainting run once per patient; settings are then compared on what they
+left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from diffugts.heads import Settings
+from diffugts.healing import Sampling
+from diffugts.prompts import parse_all
+from diffugts.refine import Evidence, heal_candidate, refine
+from diffugts.segmenter import Case, Segmenter, upsampled
+from diffugts.volume import Volume
+
+FIRST_SEED = 900_000
+KINDS = (("torso", "ct"), ("limb", "ct"), ("limb", "mr"), ("head", "mr"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--model", default="compact")
+    parser.add_argument("--patients", type=int, default=24)
+    parser.add_argument("--cases", type=Path)
+    parser.add_argument("--only", nargs="*", default=[], help="ids of tuning cases start with one of these")
+    parser.add_argument("--write", action="store_true", help="keep the best settings in the model folder")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    segmenter = Segmenter.from_pretrained(args.model)
+    patients = [*synthetic(args.patients), *(real(args.cases, args.only) if args.cases else [])]
+    kept = [collect(segmenter, *patient) for patient in patients]
+    best = search(kept, segmenter.settings)
+    (args.output / "settings.json").write_text(json.dumps(asdict(best), indent=2))
+    if args.write:
+        from diffugts.heads import HEADS
+
+        path = segmenter.folder / HEADS
+        data = json.loads(path.read_text())
+        path.write_text(json.dumps({**data, "settings": asdict(best)}, indent=2) + "\n")
+
+
+def synthetic(count: int):  # type: ignore[no-untyped-def]
+    """(name, volume, modality, prompt, truth) of synthetic patients; every second one healthy as well."""
+    from diffugts.synth import sample_patient
+
+    for number in range(count):
+        kind, modality = KINDS[number % len(KINDS)]
+        patient = sample_patient(FIRST_SEED + number, kind=kind, lesions=1)
+        low, high = (np.asarray(corner, float) for corner in patient.extent)
+        size = np.minimum((high - low) / 2, 96).astype(int)
+        centre = np.asarray(patient.lesions[0].centre_mm) if patient.lesions else (low + high) / 2
+        origin = np.clip(centre - size, low, np.maximum(high - 2 * size, low))
+        for healthy in [False, True] if number % 2 else [False]:
+            sample = patient.render(tuple(size), (2.0,) * 3, tuple(origin), modality, seed=number, lesions=not healthy)
+            affine = np.diag([2.0, 2.0, 2.0, 1.0])
+            organ = patient.lesions[0].organ if patient.lesions else "tumor"
+            prompt = {"adrenal": "adrenal gland tumor"}.get(organ, f"{organ} tumor")
+            volume = Volume(sample.image, affine, "HU" if modality == "ct" else "arbitrary")
+            yield (
+                f"{kind}_{modality}_{number}{'_healthy' * healthy}",
+                volume,
+                modality,
+                prompt,
+                sample.lesion > 0,
+            )
+
+
+def real(cases: Path, only: list[str]):  # type: ignore[no-untyped-def]
+    """The same of real tuning cases."""
+    from diffugts.io import read_mask, read_volume
+
+    for case in json.loads(cases.read_text())["cases"]:
+        if any(case["id"].startswith(start) for start in only):
+            volume = read_volume(cases.parent / next(iter(case["images"].values())))
+            truth = (
+                read_mask(cases.parent / case["tumor"], volume) if case.get("tumor") else np.zeros(volume.shape, bool)
+            )
+            yield case["id"], volume, case["modality"].lower(), case["prompt"] or "tumor", truth
+
+
+def collect(segmenter: Segmenter, name: str, volume: Volume, modality: str, prompt: str, truth: np.ndarray) -> dict:
+    """Attention, and inpainting of a generous candidate, on the model grid."""
+    case: Case = segmenter.encode(volume, modality=modality)
+    attention = case.attention(parse_all([prompt]))
+    attended = upsampled(attention.probability[0], case.placement.grid.shape)
+    spacing = case.placement.spacing
+    evidence: dict[float, Evidence] = {}
+    for threshold in (0.3, 0.5):
+        candidate = replace(segmenter.settings, threshold=threshold, score_threshold=0.0).candidate(
+            attended, 1.0, spacing
+        )
+        evidence[threshold] = heal_candidate(
+            segmenter.backbone, case.encoding.latent, candidate, case.conditions, [0], Sampling()
+        )
+    print(
+        name,
+        prompt,
+        f"score {float(attention.score[0]):.2f}",
+        f"attention Dice {dice(attended > 0.5, case.placement.forward(truth, 'mask')):.2f}",
+        flush=True,
+    )
+    return {
+        "name": name, "score": float(attention.score[0]), "attended": attended, "evidence": evidence,
+        "truth": case.placement.forward(truth, "mask"),
+    }  # fmt: skip
+
+
+def search(kept: list[dict], start: Settings) -> Settings:
+    """The settings with the best mean Dice (1 for an empty mask on a healthy patient)."""
+    rows = []
+    for score, threshold in product((0.0, 0.3, 0.5), (0.3, 0.5)):
+        for pixel, feature, attention in (
+            (0, 0, 1),
+            (1, 0, 0),
+            (1, 0.5, 0),
+            (1, 0.5, 1),
+            (1, 0.5, 2),
+            (1, 0, 2),
+            (1, 0.5, 4),
+        ):
+            fusion = replace(start.fusion, pixel=float(pixel), feature=float(feature), attention=float(attention))
+            settings = replace(start, threshold=threshold, score_threshold=score, fusion=fusion)
+            rows.append((float(np.mean([judged(one, settings) for one in kept])), settings))
+    plain = {t: float(np.mean([dice(one["attended"] > t, one["truth"]) for one in kept])) for t in (0.3, 0.5)}
+    print("attention alone, no gate:", plain)
+    rows.sort(key=lambda row: -row[0])
+    for value, settings in rows[:12]:
+        print(f"{value:.3f}", settings)
+    return rows[0][1]
+
+
+def judged(one: dict, settings: Settings) -> float:
+    if one["score"] < settings.score_threshold:
+        return dice(np.zeros_like(one["truth"]), one["truth"])
+    refined = refine(one["evidence"][settings.threshold], one["attended"], settings)
+    return dice(refined.probability > 0.5, one["truth"])
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    total = int(a.sum()) + int(b.sum())
+    return 2 * int((a & b).sum()) / total if total else 1.0
+
+
+if __name__ == "__main__":
+    main()
