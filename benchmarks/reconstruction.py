@@ -3,8 +3,8 @@
     python benchmarks/reconstruction.py --cases ../shared/cases/cases.json [--only lung healthy]
 
 CT: mean absolute error in HU inside the body (above −500 HU) and PSNR on a range of 2,000 HU, both on values cut to
-−1000..1000. MR: mean absolute error and PSNR on the model's 0..1 range, over nonzero voxels. Compared on the model's own
-grid. ``checkerboard`` is the error's power at the period of the stride over that of its neighbours (1 = none).
+−1000..1000. MR: mean absolute error and PSNR on the model's 0..1 range, over nonzero voxels. Compared on the
+model's own grid. ``checkerboard`` is the error's power at the period of the stride over that of its neighbours (1 = none).
 """
 
 from __future__ import annotations
@@ -39,12 +39,9 @@ def main() -> None:
 
 def measure(segmenter, scan: Path, modality: str) -> tuple[float, float, float]:  # type: ignore[no-untyped-def]
     """(mean absolute error, PSNR in dB, checkerboard ratio) of one scan."""
-    from diffugts.spatial import place
-
     case = segmenter.encode(scan, modality=modality)
     config = segmenter.backbone.config
-    array, _ = place(case.volume, config.spacing_mm, config.multiple)
-    image = case.intensity.forward(array)
+    image = case.intensity.forward(case.placement.forward(case.volume.array))
     error = segmenter.backbone.decode_windows(case.encoding.latent)[0, 0].numpy() - image
     inside = image > 0.25 if modality == "ct" else image > 0
     unit = 2000.0 if modality == "ct" else 1.0

@@ -105,6 +105,11 @@ class IntensityMap:
         """The default map of a modality for this scan."""
         return cls.ct(array) if modality == "ct" else cls.mr(array)
 
+    @property
+    def body_threshold(self) -> float:
+        """Above it lies the patient, below it the room; in the scan's unit. Our choice: -500 HU, a twentieth on MR."""
+        return -500.0 if self.modality == "ct" else self.low + (self.high - self.low) / 20
+
     def forward(self, array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Scan's unit -> model's: float32, 0..1 where `clip`."""
         result = np.array(array, dtype=np.float32)

@@ -31,10 +31,11 @@ from diffugts.healing import Sampling
 from diffugts.intensity import IntensityMap, guess_modality
 from diffugts.io import from_array, read_mask, read_volume
 from diffugts.lesions import find_lesions
+from diffugts.machine import available_memory_gb
 from diffugts.prompts import Prompt, parse_all
 from diffugts.refine import Evidence, heal_candidate, refine
 from diffugts.result import PromptResult, Result
-from diffugts.spatial import Placement, place
+from diffugts.spatial import Placement, body_box, place
 from diffugts.text import TextEncoder, default_encoder, prompt_vectors
 from diffugts.volume import Volume
 
@@ -98,9 +99,12 @@ class Segmenter:
         with clock("read"):
             volume = self._volume(scan, affine)
             found, warnings = _modality(volume, modality)
+        self._refuse_too_large(volume)
         with clock("resample"):
-            array, placement = place(volume, self.backbone.config.spacing_mm, self.backbone.config.multiple)
+            config = self.backbone.config
             intensity = IntensityMap.of(found, volume.array)  # type: ignore[arg-type]
+            body = body_box(volume, intensity.body_threshold)
+            array, placement = place(volume, config.spacing_mm, config.multiple, crop=body)
             image = torch.from_numpy(intensity.forward(array))[None, None]
         conditions = Conditions(placement.spacing, found)
         with clock("encode"):
@@ -114,6 +118,7 @@ class Segmenter:
             "model": info.name,
             "licence": info.licence,
             "weights": [asdict(file) for file in info.files],
+            "reconstruction_mae": info.reconstruction_mae,
             "text_encoder": self.text.name,
             "device": str(self.backbone.device),
             "torch": torch.__version__,
@@ -121,22 +126,36 @@ class Segmenter:
         }
 
     def estimate(self, shape: Sequence[int], spacing: Sequence[float]) -> dict[str, float]:
-        """Expected seconds and peak memory (GB) to encode and attend to a scan of this size.
+        """Expected seconds and peak memory (GB) to encode and attend to a scan of this size, air around it included.
 
-        Time is measured on one window of this model on this machine; memory is what features and their
-        adapted copies take. A lesion to repaint comes on top: some seconds for each 100 ml.
+        Time is measured on one window of this model on this machine. A lesion to repaint comes on top: some
+        seconds for each 100 ml.
         """
         config = self.backbone.config
         voxels = float(np.prod([n * s / config.spacing_mm for n, s in zip(shape, spacing, strict=True)]))
-        side = 2 * config.multiple
+        side = config.window
         began = time.perf_counter()
         self.backbone.encode(torch.zeros(1, 1, side, side, side), Conditions((config.spacing_mm,) * 3, "ct"))
         rate = (time.perf_counter() - began) / side**3
-        overlap = (config.window / (config.window - config.multiple)) ** 3 if voxels > config.window**3 else 1.0
-        return {
-            "seconds": rate * voxels * overlap * 1.5,
-            "peak_gb": 0.8 + voxels * 220 / 1e9 + float(np.prod(shape)) * 24 / 1e9,
-        }
+        overlap = (side / (side - config.multiple)) ** 3 if voxels > side**3 else 1.0
+        return {"seconds": rate * voxels * overlap * 1.2, "peak_gb": self.peak_gb(shape, spacing)}
+
+    def peak_gb(self, shape: Sequence[int], spacing: Sequence[float]) -> float:
+        """Expected peak memory, GB: libraries, maps on the scan's grid, and features with their adapted copies."""
+        config = self.backbone.config
+        voxels = float(np.prod([n * s / config.spacing_mm for n, s in zip(shape, spacing, strict=True)]))
+        finest = self.backbone.feature_channels[0] / config.space_to_depth**3
+        return 0.8 + (voxels * 4 * (6 * finest + 12) + float(np.prod(shape)) * 24) / 1e9
+
+    def _refuse_too_large(self, volume: Volume) -> None:
+        """Say so before the machine runs out of memory, rather than after."""
+        free = available_memory_gb()
+        needed = self.peak_gb(volume.shape, volume.spacing.tolist())
+        if self.backbone.device.type == "cpu" and free is not None and needed > free:
+            raise InputError(
+                f"a scan of {volume.shape} voxels needs about {needed:.0f} GB of memory and {free:.0f} GB are free; "
+                "crop it to the region of interest or close other programs"
+            )
 
     @staticmethod
     def _volume(scan: str | Path | Volume | npt.NDArray[Any], affine: npt.ArrayLike | None) -> Volume:

@@ -280,9 +280,10 @@ def place(
 
 
 def body_box(volume: Volume, threshold: float, margin_mm: float = 10.0, step_mm: float = 4.0) -> Box:
-    """The box of the largest connected part above a threshold, with a margin: the patient without the room.
+    """The box of what lies above a threshold, with a margin: the patient without the room.
 
-    Looked for on voxels about `step_mm` apart, so it is coarse by as much; the margin covers that.
+    Connected parts under a tenth of the largest (table, noise) do not count; the second leg does. Looked for on
+    voxels about `step_mm` apart, so the box is coarse by as much; the margin covers that.
 
     Args:
         threshold: in the scan's unit, for instance -500 HU.
@@ -298,13 +299,14 @@ def body_box(volume: Volume, threshold: float, margin_mm: float = 10.0, step_mm:
     if not count:
         i, j, k = volume.shape
         return (0, i), (0, j), (0, k)
-    largest = int(np.bincount(labels.ravel())[1:].argmax())
-    found = ndimage.find_objects(labels)[largest]
+    sizes = np.bincount(labels.ravel())[1:]
+    parts = [part for part, size in zip(ndimage.find_objects(labels), sizes, strict=True) if size >= sizes.max() / 10]
 
     def ends(axis: int) -> tuple[int, int]:
         margin = int(np.ceil(margin_mm / volume.spacing[axis])) + steps[axis] - 1
-        start, stop = found[axis].start * steps[axis], (found[axis].stop - 1) * steps[axis] + 1
-        return max(0, start - margin), min(volume.shape[axis], stop + margin)
+        first = min(part[axis].start for part in parts) * steps[axis]
+        last = (max(part[axis].stop for part in parts) - 1) * steps[axis] + 1
+        return max(0, first - margin), min(volume.shape[axis], last + margin)
 
     return ends(0), ends(1), ends(2)
 

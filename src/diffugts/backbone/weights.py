@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +43,14 @@ class ModelInfo:
         licence: of its weights.
         files: what it is made of.
         origin: who trained it, on what, in a phrase.
+        reconstruction_mae: mean error of encoding and decoding real scans, by modality: HU for "ct", 0..1 for "mr".
     """
 
     name: str
     licence: str
     files: tuple[WeightFile, ...]
     origin: str
+    reconstruction_mae: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The same, ready for JSON."""
@@ -78,7 +80,7 @@ def read_info(folder: Path) -> ModelInfo:
     try:
         data = json.loads((folder / "weights.json").read_text(encoding="utf-8"))
         files = tuple(WeightFile(**file) for file in data["files"])
-        return ModelInfo(folder.name, data["licence"], files, data["origin"])
+        return ModelInfo(folder.name, data["licence"], files, data["origin"], data.get("reconstruction_mae", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"model {folder.name!r} has no usable weights.json ({error}); install it again") from error
 
@@ -140,6 +142,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
     half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in tensors.items()}
     with atomic_path(path) as temporary:
         save_file(half, temporary, metadata)
+        temporary.chmod(0o644)  # a model is shared, and safetensors makes its files private
 
 
 def load_strictly(module: torch.nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None:
@@ -173,7 +176,7 @@ def load_backbone(folder: Path) -> LatentDiffusion:
     return model.frozen()
 
 
-def write_record(folder: Path, licence: str, origin: str) -> None:
+def write_record(folder: Path, licence: str, origin: str, reconstruction_mae: dict[str, float] | None = None) -> None:
     """Write ``weights.json`` for the safetensors files of a folder."""
     from diffugts.io import atomic_write
 
@@ -181,5 +184,10 @@ def write_record(folder: Path, licence: str, origin: str) -> None:
         WeightFile(path.name, sha256_of(path), path.stat().st_size, licence, origin)
         for path in sorted(folder.glob("*.safetensors"))
     ]
-    record = {"licence": licence, "origin": origin, "files": [asdict(file) for file in files]}
+    record = {
+        "licence": licence,
+        "origin": origin,
+        "reconstruction_mae": reconstruction_mae or {},
+        "files": [asdict(file) for file in files],
+    }
     atomic_write(folder / "weights.json", json.dumps(record, indent=2) + "\n")

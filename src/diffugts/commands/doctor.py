@@ -15,6 +15,7 @@ from typing import NamedTuple
 from diffugts._version import __version__
 from diffugts.commands import options
 from diffugts.commands.terminal import explain, json_line
+from diffugts.machine import available_memory_gb
 
 REQUIRED = (
     "torch", "monai", "einops", "numpy", "scipy", "scikit-image", "nibabel", "SimpleITK", "pydicom",
@@ -138,13 +139,3 @@ def _machine() -> list[Finding]:
 def _plenty(name: str, gb: float, enough: float, what: str) -> Finding:
     low = "" if gb >= enough else f"; large scans need about {enough:g} GB"
     return Finding(name, True if gb >= enough else None, f"{gb:.1f} GB {what}{low}")
-
-
-def available_memory_gb() -> float | None:
-    """Memory that a new process can have, GB; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return None
-    return kilobytes * 1024 / 1e9

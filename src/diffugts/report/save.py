@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from diffugts._version import __version__
 from diffugts.errors import InputError
 from diffugts.lesions import write_csv
+from diffugts.machine import peak_memory_gb
 from diffugts.result import PromptResult, Result
 from diffugts.volume import Volume
 
@@ -82,16 +82,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) else None
-
-
-def peak_memory_gb() -> float | None:
-    """The most memory that this process has held so far, GB; None where the system does not say (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
 
 
 def _save_answer(answer: PromptResult, volume: Volume, text: str, folder: Path, slug: str) -> dict[str, Any]:

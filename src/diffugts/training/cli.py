@@ -87,7 +87,7 @@ def run_fit(args: argparse.Namespace) -> int:
     seen = sorted({organ for item in bank.items for organ in item.lesions})
     save_heads(out, head, Settings(), seen)
     info = read_info(folder)
-    write_record(out, info.licence, info.origin)
+    write_record(out, info.licence, info.origin, info.reconstruction_mae)
     return 0
 
 

@@ -1,0 +1,26 @@
+"""What this machine has left, and what this process took."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def available_memory_gb() -> float | None:
+    """Memory that a new process can have, GB; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    return kilobytes * 1024 / 1e9
+
+
+def peak_memory_gb() -> float | None:
+    """The most memory that this process has held so far, GB; None where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
