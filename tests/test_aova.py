@@ -70,7 +70,7 @@ def test_adapter_mixes_the_normalised_feature(head: AttentionHead) -> None:
     plain = head.normalise(stage)[0]
     torch.testing.assert_close(plain[1, 2, 3], (stage[0][:, 1, 2, 3] - 2) / 4)
     with torch.no_grad():
-        expected = 0.5 * head.adapters[0](plain) + 0.5 * plain
+        expected = 0.5 * head.adapters[0](head.normalise(stage), plain.shape[:3]) + 0.5 * plain
         torch.testing.assert_close(head.adapt(stage)[0], expected)
 
 
@@ -80,3 +80,16 @@ def test_any_depth_of_volume(head: AttentionHead) -> None:
         stages = [torch.randn(6, depth, 4, 4), torch.randn(10, depth // 2, 2, 2)]
         with torch.no_grad():
             assert head(stages, _text(1, 2), _text(1, 3)).logits.shape == (1, depth, 4, 4)
+
+
+def test_adapter_is_the_layer_on_its_own_and_coarser_stages(head: AttentionHead) -> None:
+    """Resampling after the first linear layer must equal resampling before it."""
+    fine, coarse = head.normalise(_stages())
+    up = F.interpolate(coarse.movedim(-1, 0)[None], size=(8, 6, 4), mode="trilinear")[0].movedim(0, -1)
+    adapter = head.adapters[0]
+    with torch.no_grad():
+        expected = adapter.second(F.silu(adapter.first[0](fine) + adapter.first[1](up)))
+        torch.testing.assert_close(adapter([fine, coarse], (8, 6, 4)), expected, atol=1e-5, rtol=1e-4)
+        coarse_only = head.adapters[1]
+        expected = coarse_only.second(F.silu(coarse_only.first[1](coarse)))
+        torch.testing.assert_close(coarse_only([fine, coarse], (4, 3, 2)), expected, atol=1e-5, rtol=1e-4)

@@ -1,6 +1,6 @@
 """Anomaly-aware open-vocabulary attention: one map per prompt from frozen features and text vectors.
 
-    F'_l = a · T_l(F_l) + (1 − a) · F_l
+    F'_l = a · T_l + (1 − a) · F_l                              T_l sees F_l and every coarser stage
     A_l[i] = <W_q F'_l, W_k MLP_l(t_i)> / sqrt(C_l)             logits
     A[i] = Σ_l upsample(A_l[i]);   P = sigmoid(A_abnormal − A_normal)
     g_i = MLP(features pooled under P_i);   score_i = sigmoid(MLP(g_i))
@@ -27,6 +27,7 @@ class AttentionConfig:
         text_dim: length of a text vector.
         text_space: name of the encoder whose vectors it was trained with.
         hidden: width of the text MLPs and of the image-level head.
+        width: hidden width of the adapters.
         mix: the constant a of the adapters (our choice: one half; the paper does not give it).
     """
 
@@ -34,6 +35,7 @@ class AttentionConfig:
     text_dim: int
     text_space: str
     hidden: int = 128
+    width: int = 96
     mix: float = 0.5
 
 
@@ -80,10 +82,42 @@ def sum_stages(maps: Sequence[Tensor]) -> Tensor:
     finest = max((m.shape[1:] for m in maps), key=lambda shape: shape.numel())
     total = torch.zeros((len(maps[0]), *finest), device=maps[0].device)
     for stage in maps:
-        if stage.shape[1:] != finest:
-            stage = F.interpolate(stage[None].float(), size=finest, mode="trilinear", align_corners=False)[0]
-        total = total + stage
+        total = total + _resampled(stage.float(), finest)
     return total
+
+
+class Adapter(nn.Module):
+    """T_l: two linear layers on channels, the first of which sees its own stage and every coarser one.
+
+    The paper's adapter sees its own stage only. Summed over stages, such maps cannot say "dense, and inside the
+    lung"; this one can. A linear layer and interpolation commute, so each stage goes through its part of the layer
+    on its own grid, and the sum is brought from grid to grid, coarse to fine.
+    """
+
+    def __init__(self, channels: Sequence[int], outside: int, width: int) -> None:
+        super().__init__()
+        self.first = nn.ModuleList(nn.Linear(count, width, bias=index == 0) for index, count in enumerate(channels))
+        self.second = nn.Linear(width, outside)
+
+    def forward(self, stages: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
+        """Normalised stages (·, C_l) → (*grid, C_outside)."""
+        size, hidden = (grid[0], grid[1], grid[2]), None
+        seen = [pair for pair in zip(self.first, stages, strict=True) if pair[1].shape[0] <= size[0]]
+        for layer, stage in sorted(seen, key=lambda pair: pair[1].shape[0]):
+            part = layer(stage).movedim(-1, 0)
+            hidden = part if hidden is None else _resampled(hidden, part.shape[1:]) + part
+        if hidden is None:
+            raise ValueError(f"no stage is as coarse as the grid {size}")
+        adapted: Tensor = self.second(F.silu(_resampled(hidden, size)).movedim(0, -1))
+        return adapted
+
+
+def _resampled(feature: Tensor, grid: Sequence[int]) -> Tensor:
+    """(C, ·) trilinear to a finer grid."""
+    size = (grid[0], grid[1], grid[2])
+    if tuple(feature.shape[1:]) == size:
+        return feature
+    return F.interpolate(feature[None], size=size, mode="trilinear", align_corners=False)[0]
 
 
 class AttentionHead(nn.Module):
@@ -95,7 +129,7 @@ class AttentionHead(nn.Module):
         for index, count in enumerate(config.channels):  # fixed statistics of the raw activations
             self.register_buffer(f"mean_{index}", torch.zeros(count))
             self.register_buffer(f"deviation_{index}", torch.ones(count))
-        self.adapters = nn.ModuleList(_mlp(count, count, count) for count in config.channels)
+        self.adapters = nn.ModuleList(Adapter(config.channels, count, config.width) for count in config.channels)
         self.queries = nn.ModuleList(nn.Linear(count, count) for count in config.channels)
         self.text = nn.ModuleList(_mlp(config.text_dim, config.hidden, count) for count in config.channels)
         self.keys = nn.ModuleList(nn.Linear(count, count, bias=False) for count in config.channels)
@@ -112,9 +146,9 @@ class AttentionHead(nn.Module):
         ]
 
     def adapt(self, stages: Sequence[Tensor]) -> list[Tensor]:
-        """F'_l = a · T_l(F_l) + (1 − a) · F_l on normalised stages, (·, C_l) each."""
-        a = self.config.mix
-        return [a * adapter(f) + (1 - a) * f for adapter, f in zip(self.adapters, self.normalise(stages), strict=True)]
+        """F'_l = a · T_l + (1 − a) · F_l on normalised stages, (·, C_l) each."""
+        a, normal = self.config.mix, self.normalise(stages)
+        return [a * adapter(normal, f.shape[:3]) + (1 - a) * f for adapter, f in zip(self.adapters, normal, strict=True)]
 
     def forward(self, stages: Sequence[Tensor], abnormal: Tensor, normal: Tensor) -> Attention:
         """Attend to prompt pairs.

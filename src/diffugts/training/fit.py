@@ -165,7 +165,7 @@ def _patch_loss(attention: Attention, target: Tensor, known: Tensor) -> dict[str
     p = torch.sigmoid(logits)
     present = y.flatten(1).amax(1) > 0.5
     dice = soft_dice(p, y, w) + soft_dice(1 - p, 1 - y, w)
-    focal = (w * focal_loss(logits, y)).mean((1, 2, 3))
+    focal = (w * focal_loss(logits, y, gamma=1.0)).mean((1, 2, 3))
     score = F.binary_cross_entropy_with_logits(attention.score_logits, present.float())
     total = (dice * present).sum() / present.sum().clamp_min(1) + 10 * focal.mean() + 0.3 * score
     return {
