@@ -4,7 +4,7 @@
 
 CT: mean absolute error in HU inside the body (above −500 HU) and PSNR on a range of 2,000 HU, both on values cut to
 −1000..1000. MR: mean absolute error and PSNR on the model's 0..1 range, over nonzero voxels. Compared on the
-model's own grid. ``checkerboard`` is the error's power at the period of the stride over that of its neighbours (1 = none).
+model's own grid. ``checkerboard`` is the error's power at the stride's period over that of its neighbours (1 = none).
 """
 
 from __future__ import annotations

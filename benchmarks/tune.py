@@ -20,7 +20,7 @@ import numpy as np
 from diffugts.heads import Settings
 from diffugts.healing import Sampling
 from diffugts.prompts import parse_all
-from diffugts.refine import Evidence, heal_candidate, refine
+from diffugts.refine import heal_candidate, refine
 from diffugts.segmenter import Case, Segmenter, upsampled
 from diffugts.volume import Volume
 
@@ -41,7 +41,7 @@ def main() -> None:
     segmenter = Segmenter.from_pretrained(args.model)
     patients = [*synthetic(args.patients), *(real(args.cases, args.only) if args.cases else [])]
     kept = [collect(segmenter, *patient) for patient in patients]
-    best = search(kept, segmenter.settings)
+    best = choose_fusion(kept, choose_candidate(kept, segmenter.settings))
     (args.output / "settings.json").write_text(json.dumps(asdict(best), indent=2))
     if args.write:
         from diffugts.heads import HEADS
@@ -91,61 +91,67 @@ def real(cases: Path, only: list[str]):  # type: ignore[no-untyped-def]
 
 
 def collect(segmenter: Segmenter, name: str, volume: Volume, modality: str, prompt: str, truth: np.ndarray) -> dict:
-    """Attention, and inpainting of a generous candidate, on the model grid."""
+    """Attention of one patient on the model grid."""
     case: Case = segmenter.encode(volume, modality=modality)
     attention = case.attention(parse_all([prompt]))
     attended = upsampled(attention.probability[0], case.placement.grid.shape)
-    spacing = case.placement.spacing
-    evidence: dict[float, Evidence] = {}
-    for threshold in (0.3, 0.5):
-        candidate = replace(segmenter.settings, threshold=threshold, score_threshold=0.0).candidate(
-            attended, 1.0, spacing
-        )
-        evidence[threshold] = heal_candidate(
-            segmenter.backbone, case.encoding.latent, candidate, case.conditions, [0], Sampling()
-        )
+    score, kept = float(attention.score[0]), case.placement.forward(truth, "mask")
     print(
-        name,
-        prompt,
-        f"score {float(attention.score[0]):.2f}",
-        f"attention Dice {dice(attended > 0.5, case.placement.forward(truth, 'mask')):.2f}",
+        f"{name} | {prompt} | score {score:.2f} | peak {attended.max():.2f} | {kept.sum() * 8 / 1000:.0f} ml",
         flush=True,
     )
-    return {
-        "name": name, "score": float(attention.score[0]), "attended": attended, "evidence": evidence,
-        "truth": case.placement.forward(truth, "mask"),
-    }  # fmt: skip
+    return {"name": name, "score": score, "attended": attended, "truth": kept, "case": case}
 
 
-def search(kept: list[dict], start: Settings) -> Settings:
-    """The settings with the best mean Dice (1 for an empty mask on a healthy patient)."""
+def choose_candidate(kept: list[dict], start: Settings) -> Settings:
+    """The thresholds whose suspicious region has the best mean Dice (1 for an empty one on a healthy patient)."""
     rows = []
-    for score, threshold in product((0.0, 0.3, 0.5), (0.3, 0.5)):
-        for pixel, feature, attention in (
-            (0, 0, 1),
-            (1, 0, 0),
-            (1, 0.5, 0),
-            (1, 0.5, 1),
-            (1, 0.5, 2),
-            (1, 0, 2),
-            (1, 0.5, 4),
-        ):
-            fusion = replace(start.fusion, pixel=float(pixel), feature=float(feature), attention=float(attention))
-            settings = replace(start, threshold=threshold, score_threshold=score, fusion=fusion)
-            rows.append((float(np.mean([judged(one, settings) for one in kept])), settings))
-    plain = {t: float(np.mean([dice(one["attended"] > t, one["truth"]) for one in kept])) for t in (0.3, 0.5)}
-    print("attention alone, no gate:", plain)
+    for score, threshold, relative in product(
+        (0.0, 0.2, 0.3, 0.4, 0.5), (0.05, 0.1, 0.2, 0.3, 0.5), (0.0, 0.3, 0.5, 0.7)
+    ):
+        settings = replace(start, score_threshold=score, threshold=threshold, relative=relative)
+        dices = [
+            dice(settings.suspicious(one["attended"], one["score"], one["case"].placement.spacing), one["truth"])
+            for one in kept
+        ]
+        rows.append((float(np.mean(dices)), settings))
+    return best_of(rows, "suspicious region")
+
+
+def choose_fusion(kept: list[dict], start: Settings) -> Settings:
+    """The residual's weights with the best mean Dice, on candidates from the chosen thresholds."""
+    for one in kept:
+        case, settings = one["case"], start
+        candidate = settings.candidate(one["attended"], one["score"], case.placement.spacing)
+        model = case.segmenter.backbone
+        one["evidence"] = heal_candidate(model, case.encoding.latent, candidate, case.conditions, [0], Sampling())
+    rows = []
+    weights = (
+        (1, 0, 0),
+        (0, 0, 1),
+        (1, 0.5, 0),
+        (1, 0.5, 1),
+        (1, 0.5, 2),
+        (1, 0, 2),
+        (1, 0.5, 4),
+        (1, 0, 4),
+        (1, 0, 8),
+    )
+    for (pixel, feature, attention), floor in product(weights, (0.15, 0.3, 0.45)):
+        fusion = replace(start.fusion, pixel=pixel, feature=feature, attention=attention, floor=floor)
+        settings = replace(start, fusion=fusion)
+        dices = [
+            dice(refine(one["evidence"], one["attended"], settings).probability > 0.5, one["truth"]) for one in kept
+        ]
+        rows.append((float(np.mean(dices)), settings))
+    return best_of(rows, "refined")
+
+
+def best_of(rows: list[tuple[float, Settings]], what: str) -> Settings:
     rows.sort(key=lambda row: -row[0])
-    for value, settings in rows[:12]:
-        print(f"{value:.3f}", settings)
+    for value, settings in rows[:6]:
+        print(f"{what} {value:.3f} {settings}")
     return rows[0][1]
-
-
-def judged(one: dict, settings: Settings) -> float:
-    if one["score"] < settings.score_threshold:
-        return dice(np.zeros_like(one["truth"]), one["truth"])
-    refined = refine(one["evidence"][settings.threshold], one["attended"], settings)
-    return dice(refined.probability > 0.5, one["truth"])
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -39,8 +41,9 @@ def region() -> np.ndarray:
     return mask
 
 
-def with_settings(segmenter: Segmenter, settings: Settings) -> Segmenter:
-    return Segmenter(segmenter.backbone, segmenter.head, settings, segmenter.text, segmenter.folder)
+def with_settings(case: Case, settings: Settings) -> Case:
+    """The same encoded scan, refined with other settings."""
+    return replace(case, segmenter=replace(case.segmenter, settings=settings))
 
 
 def test_everything_is_on_the_scans_grid(case: Case, region: np.ndarray) -> None:
@@ -59,9 +62,8 @@ def test_same_seed_same_bits_other_seed_other_bits(case: Case, region: np.ndarra
     assert not np.array_equal(first.pseudo_healthy, other.pseudo_healthy)
 
 
-def test_answer_does_not_depend_on_the_other_prompts(case: Case, segmenter: Segmenter) -> None:
-    eager = with_settings(segmenter, EAGER)
-    held = Case(eager, case.volume, case.placement, case.intensity, case.conditions, case.encoding, (), case.clock)
+def test_answer_does_not_depend_on_the_other_prompts(case: Case) -> None:
+    held = with_settings(case, EAGER)
     alone, together = (
         held.segment("lung tumor")["lung tumor"],
         held.segment(["liver tumor", "lung tumor"])["lung tumor"],
@@ -109,42 +111,23 @@ def test_empty_candidate_costs_no_diffusion(case: Case, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("prompt", ["healthy liver", "no evidence of liver tumor"])
-def test_negated_prompt_is_empty_whatever_the_attention(case: Case, segmenter: Segmenter, prompt: str) -> None:
-    eager = with_settings(segmenter, EAGER)
-    held = Case(eager, case.volume, case.placement, case.intensity, case.conditions, case.encoding, (), case.clock)
+def test_negated_prompt_is_empty_whatever_the_attention(case: Case, prompt: str) -> None:
+    held = with_settings(case, EAGER)
     answer = held.segment(prompt)[prompt]
     assert answer.mask.sum() == 0
     assert any("nothing is there" in sentence for sentence in answer.warnings)
 
 
-def test_low_image_score_gives_an_empty_mask(case: Case, segmenter: Segmenter) -> None:
+def test_low_image_score_gives_an_empty_mask(case: Case) -> None:
     """Otsu always splits something; without the gates a healthy scan would have a tumour."""
-    shut = Settings(**{**EAGER.__dict__, "score_threshold": 1.1})
-    held = Case(
-        with_settings(segmenter, shut),
-        case.volume,
-        case.placement,
-        case.intensity,
-        case.conditions,
-        case.encoding,
-        (),
-        case.clock,
-    )
+    shut = replace(EAGER, score_threshold=1.1)
+    held = with_settings(case, shut)
     assert held.segment("tumor")["tumor"].mask.sum() == 0
 
 
-def test_candidate_that_repaints_to_itself_is_no_lesion(case: Case, segmenter: Segmenter, region: np.ndarray) -> None:
+def test_candidate_that_repaints_to_itself_is_no_lesion(case: Case, region: np.ndarray) -> None:
     strict = Settings(fusion=Fusion(contrast=10.0))
-    held = Case(
-        with_settings(segmenter, strict),
-        case.volume,
-        case.placement,
-        case.intensity,
-        case.conditions,
-        case.encoding,
-        (),
-        case.clock,
-    )
+    held = with_settings(case, strict)
     assert held.segment("tumor", region=region)["tumor"].mask.sum() == 0
 
 

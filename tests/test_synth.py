@@ -343,3 +343,20 @@ def test_misuse_is_answered_with_a_sentence(torso):
         torso.render(**SMALL, contrast="t1")
     with pytest.raises(InputError, match="positive"):
         torso.render(shape=(0, 4, 4))
+
+
+def test_a_graft_changes_a_scan_only_inside_its_truth_and_keeps_off_what_is_unknown():
+    from diffugts.synth.graft import graft
+
+    patient = sample_patient(3, kind="limb")
+    image = patient.render((48, 48, 48), modality="ct").image
+    known = np.zeros(image.shape, bool)
+    known[:, :24] = True
+    planted, truth, organ = graft(image, known, (2.0, 2.0, 2.0), "ct", "limb", np.random.default_rng(1))
+    assert organ == "soft tissue"
+    assert truth.any()
+    from scipy.ndimage import binary_dilation
+
+    near = binary_dilation(truth, iterations=4)
+    assert (np.abs(planted - image)[~near] > 5).mean() < 1e-3  # a soft rim may reach a voxel further
+    assert np.abs(planted - image)[truth].mean() > 3

@@ -148,7 +148,9 @@ class AttentionHead(nn.Module):
     def adapt(self, stages: Sequence[Tensor]) -> list[Tensor]:
         """F'_l = a · T_l + (1 − a) · F_l on normalised stages, (·, C_l) each."""
         a, normal = self.config.mix, self.normalise(stages)
-        return [a * adapter(normal, f.shape[:3]) + (1 - a) * f for adapter, f in zip(self.adapters, normal, strict=True)]
+        return [
+            a * adapter(normal, f.shape[:3]) + (1 - a) * f for adapter, f in zip(self.adapters, normal, strict=True)
+        ]
 
     def forward(self, stages: Sequence[Tensor], abnormal: Tensor, normal: Tensor) -> Attention:
         """Attend to prompt pairs.

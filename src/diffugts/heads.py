@@ -25,6 +25,7 @@ class Settings:
 
     Attributes:
         threshold: attention probability above which a voxel is a candidate.
+        relative: and above which share of the scan's highest: attention is surer on some scanners than on others.
         score_threshold: image-level score below which there is no candidate at all.
         margin_mm: how far the candidate is grown before it is repainted.
         min_candidate_ml: connected candidates smaller than this are dropped.
@@ -33,6 +34,7 @@ class Settings:
     """
 
     threshold: float = 0.5
+    relative: float = 0.0
     score_threshold: float = 0.5
     margin_mm: float = 6.0
     min_candidate_ml: float = 0.1
@@ -48,22 +50,28 @@ class Settings:
         """M: the mask grown by the margin, (D, H, W) on the model grid."""
         return dilate(mask, spacing, self.margin_mm)
 
-    def candidate(
+    def suspicious(
         self, attended: npt.NDArray[np.float32], score: float, spacing: tuple[float, float, float]
     ) -> npt.NDArray[np.bool_]:
-        """M = dilate(P_abn > threshold), gated by the image-level score.
+        """P_abn > threshold without its smallest parts, gated by the image-level score.
 
         Args:
             attended: (D, H, W) P_abn on the model grid. score: image level, 0..1. spacing: of the model grid, mm.
         """
         from scipy import ndimage
 
-        mask = attended > self.threshold
+        mask = attended > max(self.threshold, self.relative * float(attended.max()))
         if score < self.score_threshold:
             return np.zeros_like(mask)
         labels, _ = ndimage.label(mask)
         sizes = np.bincount(labels.ravel()) * float(np.prod(spacing)) / 1000
-        return self.dilated(mask & (sizes >= self.min_candidate_ml)[labels], spacing)
+        return mask & (sizes >= self.min_candidate_ml)[labels]
+
+    def candidate(
+        self, attended: npt.NDArray[np.float32], score: float, spacing: tuple[float, float, float]
+    ) -> npt.NDArray[np.bool_]:
+        """M: what is suspicious, grown by the margin; arguments as there."""
+        return self.dilated(self.suspicious(attended, score, spacing), spacing)
 
 
 def load_heads(folder: Path) -> tuple[AttentionHead, Settings]:
