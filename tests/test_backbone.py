@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffugts.backbone.config import ModelConfig
-from diffugts.backbone.latent_diffusion import Conditions, LatentDiffusion
+from diffugts.backbone.latent_diffusion import Conditions, LatentDiffusion, image_stage
 from diffugts.backbone.networks import LinearCode, cpu_safe, depth_to_space, space_to_depth, stage_taps
 from diffugts.backbone.weights import load_backbone, load_strictly, verify
 from diffugts.errors import WeightsError
@@ -175,3 +175,13 @@ def test_wrong_network_names_its_keys(model: LatentDiffusion) -> None:
     tensors["extra.weight"] = tensors.pop("conv_in.conv.weight")
     with pytest.raises(WeightsError, match=r"conv_in.conv.weight is missing.*extra.weight is unknown"):
         load_strictly(model.unet, tensors, "unet")
+
+
+def test_image_stage_spreads_the_window_and_looks_around() -> None:
+    image = torch.full((1, 1, 16, 16, 16), 0.52)
+    image[..., 8:, :, :] = 0.42
+    stage = image_stage(image, (0.42, 0.62))
+    assert stage.shape == (1, 13, 8, 8, 8)
+    torch.testing.assert_close(stage[0, 8, 0], torch.full((8, 8), 0.5))
+    torch.testing.assert_close(stage[0, 8, 7], torch.zeros(8, 8))
+    assert 0 < float(stage[0, 9, 4, 4, 4]) < 0.5  # the mean over 3 blocks reaches across the step

@@ -39,6 +39,7 @@ def tiny_config(**changes: object) -> ModelConfig:
         "scale_factor": 0.5,
         "steps": 2,
         "window": 32,
+        "image_window": (0.42, 0.62),
     }  # fmt: skip
     return ModelConfig(**{**values, **changes})  # type: ignore[arg-type]
 

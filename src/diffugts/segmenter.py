@@ -144,7 +144,7 @@ class Segmenter:
         """Expected peak memory, GB: libraries, maps on the scan's grid, and features with their adapted copies."""
         config = self.backbone.config
         voxels = float(np.prod([n * s / config.spacing_mm for n, s in zip(shape, spacing, strict=True)]))
-        finest = self.backbone.feature_channels[0] / config.space_to_depth**3
+        finest = sum(self.backbone.feature_channels[:2]) / 8
         return 0.8 + (voxels * 4 * (6 * finest + 12) + float(np.prod(shape)) * 24) / 1e9
 
     def _refuse_too_large(self, volume: Volume) -> None:

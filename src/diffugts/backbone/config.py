@@ -32,6 +32,8 @@ class ModelConfig:
         steps: sampling steps by default.
         window: side of the encoder's sliding window, voxels.
         feature_times: noise levels in [0, 1] at which the UNet is read as a further feature stage.
+        image_window: the 0..1 intensities that the image stage spreads out, () for no such stage; 0.42 to 0.62 are
+            −160 to 240 HU, where organs and most of their tumours lie.
         clip_mr: whether MR intensities above the upper percentile are clipped (MAISI does not).
     """
 
@@ -49,6 +51,7 @@ class ModelConfig:
     steps: int = 10
     window: int = 96
     feature_times: tuple[float, ...] = field(default=(0.1,))
+    image_window: tuple[float, ...] = ()
     clip_mr: bool = True
 
     @property
@@ -81,8 +84,7 @@ class ModelConfig:
         unknown = set(data) - {f.name for f in fields(cls)}
         if unknown:
             raise WeightsError(f"model configuration has unknown keys {sorted(unknown)}; is it of a newer version?")
-        if "feature_times" in data:
-            data["feature_times"] = tuple(data["feature_times"])
+        data.update({key: tuple(data[key]) for key in ("feature_times", "image_window") if key in data})
         try:
             return cls(**data)
         except TypeError as error:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from diffugts.backbone.config import MODALITY_CODES, ModelConfig
-from diffugts.backbone.networks import Autoencoder, build_unet
+from diffugts.backbone.networks import Autoencoder, build_unet, space_to_depth
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Encoding:
 
     Attributes:
         latent: (1, C, d, h, w), scaled: z = E_mu(x) · s.
-        stages: raw features F_l, each (1, C_l, ·): the autoencoder's stages, finest first, then the UNet's
+        stages: raw features F_l, each (1, C_l, ·): the image stage where configured, the autoencoder's stages, finest first, then the UNet's
             up blocks, coarsest first, at each feature time.
     """
 
@@ -103,13 +103,15 @@ class LatentDiffusion(nn.Module):
     def _encode_window(self, image: Tensor, conditions: Conditions) -> Encoding:
         mu, stages = self.autoencoder.encode(image)
         latent = mu * self.config.scale_factor
-        return Encoding(latent, (*stages, *self.unet_features(latent, conditions)))
+        first = [image_stage(image, self.config.image_window)] if self.config.image_window else []
+        return Encoding(latent, (*first, *stages, *self.unet_features(latent, conditions)))
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
         """C_l of every stage that ``encode`` returns, in its order."""
         unet = tuple(reversed(self.config.unet["num_channels"])) * len(self.config.feature_times)
-        return (*self.config.autoencoder["num_channels"], *unet)
+        first = (IMAGE_CHANNELS,) if self.config.image_window else ()
+        return (*first, *self.config.autoencoder["num_channels"], *unet)
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Tensor:
@@ -178,6 +180,27 @@ class LatentDiffusion(nn.Module):
             codes = [MODALITY_CODES[c.modality] for c in conditions]
             given["class_labels"] = torch.tensor(codes, dtype=torch.long, device=self.device)
         return given
+
+
+IMAGE_CHANNELS = 13
+
+
+def image_stage(image: Tensor, window: tuple[float, ...]) -> Tensor:
+    """The image itself as the finest stage: (1, 1, D, H, W) → (1, 13, D/2, H/2, W/2).
+
+    The eight voxels of each block, and means over 1, 3 and 7 blocks of the windowed and over 3 and 7 of the whole
+    range: a liver metastasis differs from its liver by a fiftieth of the model's range, which features that were
+    learnt for reconstruction drown. Our choice; the paper reads the autoencoder only.
+    """
+    low, high = window
+    blocks = space_to_depth(image, 2)
+    narrow = space_to_depth(((image - low) / (high - low)).clamp(0, 1), 2).mean(1, keepdim=True)
+    means = [
+        nn.functional.avg_pool3d(x, side, stride=1, padding=side // 2, count_include_pad=False)
+        for x in (narrow, blocks.mean(1, keepdim=True))
+        for side in (3, 7)
+    ]
+    return torch.cat([blocks, narrow, *means], dim=1)
 
 
 def _corners(shape: torch.Size, window: int, overlap: int) -> list[tuple[int, ...]]:
