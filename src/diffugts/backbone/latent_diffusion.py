@@ -37,8 +37,8 @@ class Encoding:
 
     Attributes:
         latent: (1, C, d, h, w), scaled: z = E_mu(x) · s.
-        stages: raw features F_l, each (1, C_l, ·): the image stage where configured, the autoencoder's stages, finest first, then the UNet's
-            up blocks, coarsest first, at each feature time.
+        stages: raw features F_l, each (1, C_l, ·): the image stage where configured, the autoencoder's stages,
+            finest first, then the UNet's up blocks, coarsest first, at each feature time.
     """
 
     latent: Tensor
@@ -195,12 +195,17 @@ def image_stage(image: Tensor, window: tuple[float, ...]) -> Tensor:
     low, high = window
     blocks = space_to_depth(image, 2)
     narrow = space_to_depth(((image - low) / (high - low)).clamp(0, 1), 2).mean(1, keepdim=True)
-    means = [
-        nn.functional.avg_pool3d(x, side, stride=1, padding=side // 2, count_include_pad=False)
-        for x in (narrow, blocks.mean(1, keepdim=True))
-        for side in (3, 7)
-    ]
+    means = [_box_mean(x, side) for x in (narrow, blocks.mean(1, keepdim=True)) for side in (3, 7)]
     return torch.cat([blocks, narrow, *means], dim=1)
+
+
+def _box_mean(x: Tensor, side: int) -> Tensor:
+    """Mean over a box of odd ``side`` around each voxel of (1, 1, ·), of those voxels of it that exist."""
+    pad = [side // 2] * 6
+    total, count = (
+        nn.functional.avg_pool3d(nn.functional.pad(y, pad), side, stride=1) for y in (x, torch.ones_like(x))
+    )
+    return total / count
 
 
 def _corners(shape: torch.Size, window: int, overlap: int) -> list[tuple[int, ...]]:
