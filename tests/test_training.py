@@ -158,4 +158,4 @@ def test_contrastive_prefers_the_right_pairing() -> None:
     text, there = torch.eye(8)[:3], torch.ones(3, dtype=torch.bool)
     right = contrastive([(Seen(text), text, there)], head)  # type: ignore[list-item]
     wrong = contrastive([(Seen(text.roll(1, 0)), text, there)], head)  # type: ignore[list-item]
-    assert float(right) < 0.01 < float(wrong)
+    assert right.item() < 0.01 < wrong.item()

@@ -282,7 +282,7 @@ def place(
 def body_box(volume: Volume, threshold: float, margin_mm: float = 10.0, step_mm: float = 4.0) -> Box:
     """The box of what lies above a threshold, with a margin: the patient without the room.
 
-    Connected parts under a tenth of the largest (table, noise) do not count; the second leg does. Looked for on
+    Connected parts under a fifth of the largest (table, noise) do not count; the second leg does. Looked for on
     voxels about `step_mm` apart, so the box is coarse by as much; the margin covers that.
 
     Args:
@@ -300,7 +300,7 @@ def body_box(volume: Volume, threshold: float, margin_mm: float = 10.0, step_mm:
         i, j, k = volume.shape
         return (0, i), (0, j), (0, k)
     sizes = np.bincount(labels.ravel())[1:]
-    parts = [part for part, size in zip(ndimage.find_objects(labels), sizes, strict=True) if size >= sizes.max() / 10]
+    parts = [part for part, size in zip(ndimage.find_objects(labels), sizes, strict=True) if size >= sizes.max() / 5]
 
     def ends(axis: int) -> tuple[int, int]:
         margin = int(np.ceil(margin_mm / volume.spacing[axis])) + steps[axis] - 1
