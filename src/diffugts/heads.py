@@ -21,7 +21,7 @@ HEADS = "heads.json"
 
 @dataclass(frozen=True)
 class Settings:
-    """Thresholds and weights of the refinement; ours, set on synthetic tuning patients.
+    """Thresholds and weights of the refinement; ours, chosen by ``benchmarks/tune.py``.
 
     Attributes:
         threshold: attention probability above which a voxel is a candidate.

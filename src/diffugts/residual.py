@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Fusion:
-    """How residuals become a mask; all choices ours, set on synthetic tuning patients.
+    """How residuals become a mask; all choices ours, compared by ``benchmarks/tune.py``.
 
     Attributes:
         pixel, feature, attention: weights b1, b2, b3.

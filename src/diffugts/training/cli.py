@@ -79,7 +79,7 @@ def run_fit(args: argparse.Namespace) -> int:
         return item.labelled and not set(item.lesions) & set(args.exclude)
 
     bank = Bank(_bank(args, model.config.spacing_mm), admit)
-    options = RunOptions(args.steps, args.batch, args.size, 1e-3, ema=0.99, seed=args.seed, on_tumour=0.7)
+    options = RunOptions(args.steps, args.batch, args.size, 1e-3, warmup=30, ema=0.99, seed=args.seed, on_tumour=0.6)
     head = train_heads(model, default_encoder(), bank, options, args.output / "heads")
     out = args.output / "model"
     if folder.resolve() != out.resolve():
