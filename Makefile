@@ -39,5 +39,5 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (once; a few minutes)"
 	$(PIP) $(TORCH)
 	$(PIP) -c constraints.txt hatchling editables
-	$(PIP) -c constraints.txt --no-build-isolation -e '.[text,dev]'
+	$(PIP) -c constraints.txt --no-build-isolation -e '.[text,dicom,serve,dev]'
 	@touch $@

@@ -1,10 +1,11 @@
 """Choose the refinement's settings on tuning patients, which report nothing else.
 
     python benchmarks/tune.py -o runs/tune [--patients 24] [--cases ../shared/cases/cases.json --only sarcoma_ct_00 ...]
+    python benchmarks/tune.py -o runs/tune --held-out brain --write
 
 Tuning patients are synthetic (seeds from 900000 on, never trained on), half of them rendered healthy too, and real
 cases that the caller names. Attention and inpainting run once per patient; settings are then compared on what they
-left.
+left. The settings of a held-out head are chosen without the organs that it never saw.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffugts.heads import Settings
+from diffugts.heads import HEADS, Settings, heads_folder, held_out_heads
 from diffugts.healing import Sampling
 from diffugts.prompts import parse_all
 from diffugts.refine import heal_candidate, refine
@@ -35,29 +36,32 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=24)
     parser.add_argument("--cases", type=Path)
     parser.add_argument("--only", nargs="*", default=[], help="ids of tuning cases start with one of these")
+    parser.add_argument("--held-out", metavar="ORGAN", help="tune the head that never saw this organ's tumours")
     parser.add_argument("--write", action="store_true", help="keep the best settings in the model folder")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    segmenter = Segmenter.from_pretrained(args.model)
-    patients = [*synthetic(args.patients), *(real(args.cases, args.only) if args.cases else [])]
+    segmenter = Segmenter.from_pretrained(args.model, held_out=args.held_out)
+    folder = heads_folder(segmenter.folder, args.held_out)
+    hidden = {organ for organ, path in held_out_heads(segmenter.folder).items() if path == folder}
+    patients = [*synthetic(args.patients, hidden), *(real(args.cases, args.only) if args.cases else [])]
     kept = [collect(segmenter, *patient) for patient in patients]
-    best = choose_fusion(kept, choose_candidate(kept, segmenter.settings))
+    best = choose_refinement(kept, choose_candidate(kept, segmenter.settings))
     (args.output / "settings.json").write_text(json.dumps(asdict(best), indent=2))
     if args.write:
-        from diffugts.heads import HEADS
-
-        path = segmenter.folder / HEADS
+        path = folder / HEADS
         data = json.loads(path.read_text())
         path.write_text(json.dumps({**data, "settings": asdict(best)}, indent=2) + "\n")
 
 
-def synthetic(count: int):  # type: ignore[no-untyped-def]
+def synthetic(count: int, hidden: set[str]):  # type: ignore[no-untyped-def]
     """(name, volume, modality, prompt, truth) of synthetic patients; every second one healthy as well."""
     from diffugts.synth import sample_patient
 
     for number in range(count):
         kind, modality = KINDS[number % len(KINDS)]
         patient = sample_patient(FIRST_SEED + number, kind=kind, lesions=1)
+        if any(lesion.organ in hidden for lesion in patient.lesions):
+            continue
         low, high = (np.asarray(corner, float) for corner in patient.extent)
         size = np.minimum((high - low) / 2, 96).astype(int)
         centre = np.asarray(patient.lesions[0].centre_mm) if patient.lesions else (low + high) / 2
@@ -104,28 +108,27 @@ def collect(segmenter: Segmenter, name: str, volume: Volume, modality: str, prom
 
 
 def choose_candidate(kept: list[dict], start: Settings) -> Settings:
-    """The thresholds whose suspicious region has the best mean Dice (1 for an empty one on a healthy patient)."""
+    """The thresholds whose suspicious region has the best merit."""
     rows = []
     for score, threshold, relative in product(
-        (0.0, 0.2, 0.3, 0.4, 0.5), (0.05, 0.1, 0.2, 0.3, 0.5), (0.0, 0.3, 0.5, 0.7)
+        (0.0, 0.5, 0.8, 0.9), (0.05, 0.1, 0.2, 0.3, 0.4, 0.5), (0.0, 0.3, 0.5, 0.6, 0.7)
     ):
         settings = replace(start, score_threshold=score, threshold=threshold, relative=relative)
         dices = [
             dice(settings.suspicious(one["attended"], one["score"], one["case"].placement.spacing), one["truth"])
             for one in kept
         ]
-        rows.append((float(np.mean(dices)), settings))
+        rows.append((merit(dices, kept), settings))
     return best_of(rows, "suspicious region")
 
 
-def choose_fusion(kept: list[dict], start: Settings) -> Settings:
-    """The residual's weights with the best mean Dice, on candidates from the chosen thresholds."""
+def choose_refinement(kept: list[dict], start: Settings) -> Settings:
+    """The plain form with the best merit on the chosen candidates, or the learned form if that is better."""
     for one in kept:
         case, settings = one["case"], start
         candidate = settings.candidate(one["attended"], one["score"], case.placement.spacing)
         model = case.segmenter.backbone
         one["evidence"] = heal_candidate(model, case.encoding.latent, candidate, case.conditions, [0], Sampling())
-    rows = []
     weights = (
         (1, 0, 0),
         (0, 0, 1),
@@ -137,18 +140,36 @@ def choose_fusion(kept: list[dict], start: Settings) -> Settings:
         (1, 0, 4),
         (1, 0, 8),
     )
+    rows = [(refined_merit(kept, replace(start, learned=True)), replace(start, learned=True))]
     for (pixel, feature, attention), floor in product(weights, (0.15, 0.3, 0.45)):
         fusion = replace(start.fusion, pixel=pixel, feature=feature, attention=attention, floor=floor)
-        settings = replace(start, fusion=fusion)
-        dices = [
-            dice(refine(one["evidence"], one["attended"], settings).probability > 0.5, one["truth"]) for one in kept
-        ]
-        rows.append((float(np.mean(dices)), settings))
-    return best_of(rows, "refined")
+        settings = replace(start, fusion=fusion, learned=False)
+        rows.append((refined_merit(kept, settings), settings))
+    print("learned", rows[0][0])
+    best = best_of(rows, "refined")
+    plain = best_of(rows[1:], "plain").fusion if best.learned else best.fusion
+    return replace(best, fusion=plain)
+
+
+def refined_merit(kept: list[dict], settings: Settings) -> float:
+    """Merit of the refined masks."""
+    found = []
+    for one in kept:
+        head = one["case"].segmenter.residual_head if settings.learned else None
+        mask = refine(one["evidence"], one["attended"], settings, head=head).probability > 0.5
+        found.append(dice(mask, one["truth"]))
+    return merit(found, kept)
+
+
+def merit(dices: list[float], kept: list[dict]) -> float:
+    """Three parts mean Dice of the patients with a tumour, one part share of the others whose mask is empty."""
+    ill = [value for value, one in zip(dices, kept, strict=True) if one["truth"].any()]
+    well = [value for value, one in zip(dices, kept, strict=True) if not one["truth"].any()]
+    return float(0.75 * np.mean(ill) + 0.25 * np.mean(well or [1.0]))
 
 
 def best_of(rows: list[tuple[float, Settings]], what: str) -> Settings:
-    rows.sort(key=lambda row: -row[0])
+    rows = sorted(rows, key=lambda row: -row[0])
     for value, settings in rows[:6]:
         print(f"{what} {value:.3f} {settings}")
     return rows[0][1]

@@ -82,9 +82,9 @@ class FakeSegmenter:
         cls.loaded += 1
         return cls()
 
-    def encode(self, path: Path, affine: Any = None, modality: str = "auto", progress: Any = None) -> FakeCase:
+    def encode(self, path: Path | Volume, affine: Any = None, modality: str = "auto", progress: Any = None) -> FakeCase:
         type(self).encoded += 1
-        volume = read_volume(path)
+        volume = path if isinstance(path, Volume) else read_volume(path)
         if "broken" in volume.source:
             raise RuntimeError("a bug\non two lines")
         return FakeCase(volume, guess_modality(volume)[0] if modality == "auto" else modality)

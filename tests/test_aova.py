@@ -1,4 +1,4 @@
-"""Attention maps: the equations by hand, and a map that can be empty."""
+"""Attention maps: the equations by hand, a map that can be empty, and windows that leave no seam."""
 
 from __future__ import annotations
 
@@ -6,43 +6,51 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffugts.aova import AttentionConfig, AttentionHead, cross_attention, sum_stages
+from diffugts.aova import AttentionConfig, AttentionHead, attend, cross_attention, sum_stages
 
 
 @pytest.fixture
 def head() -> AttentionHead:
     torch.manual_seed(0)
-    return AttentionHead(AttentionConfig((6, 10), 12, "test", hidden=8)).eval()
+    head = AttentionHead(AttentionConfig((6, 10), (2, 4), 12, "test", widths=(8, 16, 16), hidden=8)).eval()
+    for parameter in head.adapters.parameters():  # residual blocks start as the identity: every path must count
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return head
 
 
-def _stages() -> list[torch.Tensor]:
+def _stages(*shape: int, count: int = 1) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(6, 8, 6, 4, generator=generator), torch.randn(10, 4, 3, 2, generator=generator)]
+    d, h, w = shape or (8, 8, 4)
+    return [
+        torch.randn(count, 6, d, h, w, generator=generator),
+        torch.randn(count, 10, d // 2, h // 2, w // 2, generator=generator),
+    ]
 
 
 def _text(count: int, seed: int) -> torch.Tensor:
-    return F.normalize(torch.randn(count, 12, generator=torch.Generator().manual_seed(seed)), dim=1)
+    return F.normalize(torch.randn(1, count, 12, generator=torch.Generator().manual_seed(seed)), dim=2)
 
 
 def test_cross_attention_is_a_scaled_inner_product() -> None:
-    query, key = torch.randn(4, 2, 3, 5), torch.randn(3, 4)
+    query, key = torch.randn(2, 4, 2, 3, 5), torch.randn(2, 3, 4)
     logits = cross_attention(query, key)
-    assert logits.shape == (3, 2, 3, 5)
-    assert logits[1, 0, 2, 4] == pytest.approx(float(query[:, 0, 2, 4] @ key[1]) / 2)
+    assert logits.shape == (2, 3, 2, 3, 5)
+    assert logits[1, 2, 0, 2, 4] == pytest.approx(float(query[1, :, 0, 2, 4] @ key[1, 2]) / 2)
 
 
 def test_stages_are_summed_on_the_finest_grid() -> None:
-    total = sum_stages([torch.ones(2, 2, 2, 2), 3 * torch.ones(2, 4, 4, 4)])
-    assert total.shape == (2, 4, 4, 4)
+    total = sum_stages([torch.ones(1, 2, 2, 2, 2), 3 * torch.ones(1, 2, 4, 4, 4)])
+    assert total.shape == (1, 2, 4, 4, 4)
     assert torch.equal(total, 4 * torch.ones_like(total))
 
 
 def test_map_may_be_empty_or_full(head: AttentionHead) -> None:
     """A sigmoid over summed softmaxes lies in 0.5 to 0.95, so its mask is never empty; ours is free."""
     with torch.no_grad():
-        head.offset.fill_(-40.0)
+        head.offset.fill_(-400.0)
         assert float(head(_stages(), _text(1, 2), _text(1, 3)).probability.max()) < 0.01
-        head.offset.fill_(40.0)
+        head.offset.fill_(400.0)
         assert float(head(_stages(), _text(1, 2), _text(1, 3)).probability.min()) > 0.99
 
 
@@ -58,38 +66,61 @@ def test_prompts_do_not_see_each_other(head: AttentionHead) -> None:
     abnormal, normal = _text(3, 2), _text(3, 3)
     with torch.no_grad():
         together = head(_stages(), abnormal, normal)
-        alone = head(_stages(), abnormal[1:2], normal[1:2])
+        alone = head(_stages(), abnormal[:, 1:2], normal[:, 1:2])
+    torch.testing.assert_close(together.logits[0, 1], alone.logits[0, 0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(together.score[0, 1], alone.score[0, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_patches_of_a_batch_do_not_see_each_other(head: AttentionHead) -> None:
+    stages, abnormal, normal = _stages(count=2), _text(2, 2).repeat(2, 1, 1), _text(2, 3).repeat(2, 1, 1)
+    with torch.no_grad():
+        together = head(stages, abnormal, normal)
+        alone = head([stage[1:] for stage in stages], abnormal[1:], normal[1:])
     torch.testing.assert_close(together.logits[1], alone.logits[0], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(together.score[1], alone.score[0], atol=1e-5, rtol=1e-4)
 
 
-def test_adapter_mixes_the_normalised_feature(head: AttentionHead) -> None:
-    stage = _stages()
+def test_adapters_mix_with_the_normalised_feature(head: AttentionHead) -> None:
+    stages = _stages()
     head.get_buffer("mean_0").fill_(2.0)
     head.get_buffer("deviation_0").fill_(4.0)
-    plain = head.normalise(stage)[0]
-    torch.testing.assert_close(plain[1, 2, 3], (stage[0][:, 1, 2, 3] - 2) / 4)
+    normal = head.normalise(stages)
+    torch.testing.assert_close(normal[0], (stages[0] - 2) / 4)
     with torch.no_grad():
-        expected = 0.5 * head.adapters[0](head.normalise(stage), plain.shape[:3]) + 0.5 * plain
-        torch.testing.assert_close(head.adapt(stage)[0], expected)
+        for answer, plain, adapted in zip(head.adapters(normal), normal, head.adapt(stages), strict=True):
+            torch.testing.assert_close(adapted, 0.5 * answer + 0.5 * plain)
+
+
+def test_every_stage_reaches_every_map(head: AttentionHead) -> None:
+    """The fine map depends on the coarse stage and the other way round: adapters see all of them."""
+    for index in range(2):
+        stages = _stages()
+        changed = [stage + (i == index) for i, stage in enumerate(stages)]
+        with torch.no_grad():
+            pairs = zip(head.adapters(stages), head.adapters(changed), strict=True)
+            assert all(not torch.allclose(before, after) for before, after in pairs)
 
 
 def test_any_depth_of_volume(head: AttentionHead) -> None:
     """Nothing learnt is tied to one volume size."""
     for depth in (4, 8, 12):
-        stages = [torch.randn(6, depth, 4, 4), torch.randn(10, depth // 2, 2, 2)]
         with torch.no_grad():
-            assert head(stages, _text(1, 2), _text(1, 3)).logits.shape == (1, depth, 4, 4)
+            assert head(_stages(depth, 4, 4), _text(1, 2), _text(1, 3)).logits.shape == (1, 1, depth, 4, 4)
 
 
-def test_adapter_is_the_layer_on_its_own_and_coarser_stages(head: AttentionHead) -> None:
-    """Resampling after the first linear layer must equal resampling before it."""
-    fine, coarse = head.normalise(_stages())
-    up = F.interpolate(coarse.movedim(-1, 0)[None], size=(8, 6, 4), mode="trilinear")[0].movedim(0, -1)
-    adapter = head.adapters[0]
+def test_a_scan_of_one_window_is_that_window(head: AttentionHead) -> None:
+    stages, abnormal, normal = _stages(), _text(2, 2), _text(2, 3)
     with torch.no_grad():
-        expected = adapter.second(F.silu(adapter.first[0](fine) + adapter.first[1](up)))
-        torch.testing.assert_close(adapter([fine, coarse], (8, 6, 4)), expected, atol=1e-5, rtol=1e-4)
-        coarse_only = head.adapters[1]
-        expected = coarse_only.second(F.silu(coarse_only.first[1](coarse)))
-        torch.testing.assert_close(coarse_only([fine, coarse], (4, 3, 2)), expected, atol=1e-5, rtol=1e-4)
+        whole = head(stages, abnormal, normal)
+        scan = attend(head, stages, abnormal[0], normal[0], window=16, overlap=4)
+    torch.testing.assert_close(scan.logits, whole.logits[0])
+    torch.testing.assert_close(scan.score, whole.score[0])
+
+
+def test_a_large_scan_is_covered_and_its_highest_window_counts(head: AttentionHead) -> None:
+    stages, abnormal, normal = _stages(20, 12, 8), _text(2, 2), _text(2, 3)
+    with torch.no_grad():
+        scan = attend(head, stages, abnormal[0], normal[0], window=16, overlap=8)
+        corner = head([stages[0][:, :, :8, :8, :8], stages[1][:, :, :4, :4, :4]], abnormal, normal)
+    assert scan.logits.shape == (2, 20, 12, 8)
+    assert torch.isfinite(scan.logits).all()
+    assert (scan.score >= corner.score[0] - 1e-6).all()

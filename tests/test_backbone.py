@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.config import ModelConfig
-from diffugts.backbone.latent_diffusion import Conditions, LatentDiffusion, image_stage
+from diffugts.backbone.image_stage import image_stage
+from diffugts.backbone.latent_diffusion import LatentDiffusion
 from diffugts.backbone.networks import LinearCode, cpu_safe, depth_to_space, space_to_depth, stage_taps
 from diffugts.backbone.weights import load_backbone, load_strictly, verify
 from diffugts.errors import WeightsError

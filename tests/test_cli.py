@@ -74,7 +74,7 @@ def test_help_is_instant_and_imports_nothing_heavy():
         shown = cli("--help")
         times.append(time.perf_counter() - start)
     assert shown.returncode == 0
-    for verb in ("segment", "check", "prompts", "weights", "doctor", "demo", "pretrain", "fit"):
+    for verb in ("segment", "check", "prompts", "weights", "doctor", "bench", "demo", "pretrain", "fit"):
         assert f"\n    {verb}" in shown.stdout
     assert min(times) < 0.5
 

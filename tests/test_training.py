@@ -9,11 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from diffugts.aova import AttentionConfig, AttentionHead
+from diffugts.aova import Attention, AttentionConfig, AttentionHead
 from diffugts.text import CachedEncoder
 from diffugts.training.bank import KNOWN, TUMOUR, UNKNOWN, Bank, Item, Patch, augment, write_item
-from diffugts.training.fit import Question, contrastive, focal_loss, questions, soft_dice, train_heads
-from diffugts.training.loop import RunOptions, averaged_state
+from diffugts.training.fit import (
+    UNTRUSTED,
+    admitted,
+    attention_loss,
+    contrastive,
+    focal_loss,
+    questions,
+    soft_dice,
+    train_heads,
+    voxel_weights,
+)
+from diffugts.training.loop import Batch, RunOptions, averaged_state
 from diffugts.training.pretrain import save_model, train_autoencoder, train_flow
 from diffugts.training.recipe import build
 from tiny import tiny_config
@@ -121,25 +131,44 @@ def test_a_resumed_run_gives_the_same_bits(bank_folder: Path, tmp_path: Path) ->
 def test_questions_name_what_is_there_and_what_is_not() -> None:
     item = Item("a", "ct", "torso", "test", (2.0,) * 3, ("adrenal", "liver", "liver"))
     patch = Patch(np.zeros((2, 2, 2), np.float32), np.ones((2, 2, 2), np.uint8), item)
-    asked = questions(patch, np.random.default_rng(0), count=5)
+    asked = questions(patch, np.random.default_rng(0))
+    assert len(asked) == 4
     assert asked[0].lesions == (2, 3, 4)
     assert asked[1].prompt.startswith("adrenal gland ")
     assert asked[1].lesions == (2,)
     assert asked[2].lesions == (3, 4)
-    assert all(q.lesions == () and not q.prompt.startswith(("liver", "adrenal")) for q in asked[3:])
+    assert asked[3].lesions == ()
+    assert not asked[3].prompt.startswith(("liver", "adrenal"))
 
 
-def test_unknown_organ_is_only_asked_for_any_tumour() -> None:
+def test_unknown_organ_is_asked_for_any_tumour_and_for_what_is_far() -> None:
     item = Item("a", "ct", "torso", "test", (2.0,) * 3, ("",))
     patch = Patch(np.zeros((2, 2, 2), np.float32), np.ones((2, 2, 2), np.uint8), item)
-    assert all(q.lesions == (TUMOUR,) for q in questions(patch, np.random.default_rng(0)))
-    assert isinstance(questions(patch, np.random.default_rng(0))[0], Question)
+    asked = questions(patch, np.random.default_rng(0))
+    assert len(asked) == 4
+    assert all(q.lesions == (() if q.prompt.startswith("brain") else (TUMOUR,)) for q in asked)
+    assert sum(q.prompt.startswith("brain") for q in asked) == 1
+
+
+def test_excluded_organs_are_neither_shown_nor_named() -> None:
+    def item(*lesions: str) -> Item:
+        return Item("a", "ct", "torso", "test", (2.0,) * 3, lesions, labelled=True)
+
+    assert admitted(item("kidney", "liver"))
+    assert not admitted(item("kidney", "liver"), ["liver"])
+    assert not admitted(item(""), ["liver"])  # planted in soft tissue that may be the liver
+    assert admitted(item(""), ["lung"])
+    patch = Patch(np.zeros((2, 2, 2), np.float32), np.ones((2, 2, 2), np.uint8), item("kidney"))
+    rng = np.random.default_rng(0)
+    named = {q.prompt for _ in range(200) for q in questions(patch, rng, excluded=["liver"])}
+    assert not any("liver" in prompt for prompt in named)
+    assert any("spleen" in prompt for prompt in named)
 
 
 def test_losses_by_hand() -> None:
-    y = torch.zeros(1, 2, 2, 2)
-    y[0, 0] = 1
-    ones = torch.ones(2, 2, 2)
+    y = torch.zeros(1, 1, 2, 2, 2)
+    y[0, 0, 0] = 1
+    ones = torch.ones_like(y)
     assert float(soft_dice(y, y, ones)) == pytest.approx(0)
     assert float(soft_dice(1 - y, y, ones)) == pytest.approx(1 - 1 / 9)
     assert float(focal_loss(torch.tensor(0.0), torch.tensor(1.0))) == pytest.approx(0.25 * np.log(2), rel=1e-5)
@@ -147,15 +176,37 @@ def test_losses_by_hand() -> None:
 
 def test_contrastive_prefers_the_right_pairing() -> None:
     torch.manual_seed(0)
-    head = AttentionHead(AttentionConfig((4,), 8, "test", hidden=8))
+    head = AttentionHead(AttentionConfig((4,), (2,), 8, "test", widths=(8, 8), hidden=8))
     with torch.no_grad():
         head.align.weight.copy_(torch.eye(8))
-
-    class Seen:
-        def __init__(self, pooled: torch.Tensor) -> None:
-            self.pooled = pooled
-
-    text, there = torch.eye(8)[:3], torch.ones(3, dtype=torch.bool)
-    right = contrastive([(Seen(text), text, there)], head)  # type: ignore[list-item]
-    wrong = contrastive([(Seen(text.roll(1, 0)), text, there)], head)  # type: ignore[list-item]
+    text, there = torch.eye(8)[None, :3], torch.ones(1, 3, dtype=torch.bool)
+    right = contrastive(text, text, there, head)
+    wrong = contrastive(text.roll(1, 1), text, there, head)
     assert right.item() < 0.01 < wrong.item()
+
+
+def test_untrusted_tissue_weighs_less_than_its_planted_tumour() -> None:
+    flags = torch.tensor([UNKNOWN, KNOWN, TUMOUR], dtype=torch.uint8).view(1, 1, 3, 1, 1).repeat(2, 1, 1, 1, 1)
+    items = [Item("a", "ct", "torso", "test", (2.0,) * 3, trusted=trusted) for trusted in (True, False)]
+    patches = tuple(Patch(np.zeros((3, 1, 1), np.float32), flags[0, 0].numpy(), item) for item in items)
+    weights = voxel_weights(Batch(flags.float(), flags, patches)).flatten(1)
+    assert weights[0].tolist() == [0, 1, 1]
+    assert weights[1].tolist() == [0, pytest.approx(UNTRUSTED), 1]
+
+
+def test_attention_loss_counts_only_what_is_known() -> None:
+    """A map that is right where the tumour is known costs nothing more where nothing is known."""
+    target = torch.zeros(1, 1, 4, 4, 4)
+    target[..., :2] = 1
+    weight = torch.ones(1, 1, 4, 4, 4)
+    weight[0, 0, 3] = 0
+    right = torch.where(target > 0, 20.0, -20.0)
+    wrong_outside = right.clone()
+    wrong_outside[0, 0, 3] *= -1
+    score = torch.full((1, 1), 20.0)
+    losses = [
+        attention_loss(Attention(x, torch.zeros(1, 1, 8), score), target, weight)[0] for x in (right, wrong_outside)
+    ]
+    assert losses[0].item() == pytest.approx(0, abs=1e-4)
+    assert losses[1].item() == pytest.approx(0, abs=1e-4)
+    assert attention_loss(Attention(-right, torch.zeros(1, 1, 8), score), target, weight)[0].item() > 1

@@ -61,7 +61,7 @@ def tiny_folder(folder: Path, settings: Settings | None = None) -> Path:
     model = tiny_model()
     save_model(model, folder, origin="random weights of a test")
     torch.manual_seed(1)
-    head = AttentionHead(AttentionConfig(model.feature_channels, 384, "minilm", hidden=16))
+    head = AttentionHead(AttentionConfig.of(model.feature_channels, model.feature_strides, 384, "minilm"))
     save_heads(folder, head, settings or Settings(), seen=[])
     write_record(folder, "Apache-2.0", "random weights of a test")
     return folder

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from diffugts._version import __version__
-from diffugts.commands import check, demo, doctor, prompts, segment, weights
+from diffugts.commands import bench, check, demo, doctor, figure, prompts, segment, serve, view, weights
 from diffugts.commands.terminal import complain, explain, show_log
 
 EPILOG = """\
@@ -27,9 +27,13 @@ VERBS = {
         check,
         "look at a scan before segmenting it: geometry, intensities, what the model can see of it",
     ),
+    "view": (view, "open a result in the browser"),
+    "figure": (figure, "draw results side by side for a paper"),
+    "serve": (serve, "segment from a browser or another program: a job server and its page"),
     "prompts": (prompts, "show how prompts are understood"),
     "weights": (weights, "list and verify the model files"),
     "doctor": (doctor, "check this installation"),
+    "bench": (bench, "measure methods side by side on cases with expert masks"),
     "demo": (demo, "generate a patient with a tumour and segment it"),
 }
 TRAINING = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from diffugts.aova import AttentionConfig, AttentionHead
 from diffugts.backbone.weights import ATTENTION, load_strictly, load_tensors, save_tensors
 from diffugts.errors import WeightsError
 from diffugts.inpaint import dilate
-from diffugts.residual import Fusion
+from diffugts.residual import Fusion, ResidualHead
 
-HEADS = "heads.json"
+HEADS, RESIDUAL = "heads.json", "residual.safetensors"
+HELD_OUT = "held_out"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Settings:
         margin_mm: how far the candidate is grown before it is repainted.
         min_candidate_ml: connected candidates smaller than this are dropped.
         min_lesion_ml: connected lesions smaller than this are left out of the table.
-        fusion: how residuals become a mask.
+        fusion: how residuals become a mask in the plain form.
+        learned: whether the residual head, the learned form, gives the mask instead.
     """
 
     threshold: float = 0.5
@@ -40,6 +43,7 @@ class Settings:
     min_candidate_ml: float = 0.1
     min_lesion_ml: float = 0.0
     fusion: Fusion = field(default_factory=Fusion)
+    learned: bool = False
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Settings:
@@ -60,18 +64,47 @@ class Settings:
         """
         from scipy import ndimage
 
-        mask = attended > max(self.threshold, self.relative * float(attended.max()))
+        mask: npt.NDArray[np.bool_] = attended > max(self.threshold, self.relative * float(attended.max()))
         if score < self.score_threshold:
             return np.zeros_like(mask)
         labels, _ = ndimage.label(mask)
         sizes = np.bincount(labels.ravel()) * float(np.prod(spacing)) / 1000
-        return mask & (sizes >= self.min_candidate_ml)[labels]
+        kept: npt.NDArray[np.bool_] = mask & (sizes >= self.min_candidate_ml)[labels]
+        return kept
 
     def candidate(
         self, attended: npt.NDArray[np.float32], score: float, spacing: tuple[float, float, float]
     ) -> npt.NDArray[np.bool_]:
         """M: what is suspicious, grown by the margin; arguments as there."""
         return self.dilated(self.suspicious(attended, score, spacing), spacing)
+
+
+def held_out_folder(folder: Path, organs: Sequence[str]) -> Path:
+    """Where a model keeps the heads that never saw tumours of these organs: ``held_out/brain+soft-tissue``."""
+    return folder / HELD_OUT / "+".join(organ.replace(" ", "-") for organ in sorted(organs))
+
+
+def held_out_heads(folder: Path) -> dict[str, Path]:
+    """Folder of the head that never saw a tumour of an organ, by organ; of several the one that saw most."""
+    found: dict[str, Path] = {}
+    paths = [path.parent for path in (folder / HELD_OUT).glob(f"*/{HEADS}")]
+    for path in sorted(paths, key=lambda path: (-path.name.count("+"), path.name)):
+        found.update({organ.replace("-", " "): path for organ in path.name.split("+")})
+    return dict(sorted(found.items()))
+
+
+def heads_folder(folder: Path, held_out: str | None = None) -> Path:
+    """Where the heads of a model lie: the default ones, or those that never saw tumours of an organ.
+
+    Raises:
+        WeightsError: the model has no such head.
+    """
+    if held_out is None:
+        return folder
+    found = held_out_heads(folder)
+    if held_out not in found:
+        raise WeightsError(f"model {folder.name!r} has no head without {held_out!r}; there are: {', '.join(found)}")
+    return found[held_out]
 
 
 def load_heads(folder: Path) -> tuple[AttentionHead, Settings]:
@@ -82,7 +115,7 @@ def load_heads(folder: Path) -> tuple[AttentionHead, Settings]:
     """
     try:
         data = json.loads((folder / HEADS).read_text(encoding="utf-8"))
-        config = AttentionConfig(**{**data["attention"], "channels": tuple(data["attention"]["channels"])})
+        config = AttentionConfig.from_dict(data["attention"])
         settings = Settings.from_dict(data["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"model {folder.name!r} has no usable {HEADS} ({error}); run `diffugts fit`") from error
@@ -91,10 +124,28 @@ def load_heads(folder: Path) -> tuple[AttentionHead, Settings]:
     return head.eval().requires_grad_(False), settings
 
 
-def save_heads(folder: Path, head: AttentionHead, settings: Settings, seen: list[str]) -> None:
-    """Write the head, its shape, the settings, and the categories that it was trained on."""
+def load_residual_head(folder: Path) -> ResidualHead | None:
+    """The residual head (frozen) beside an attention head; None where there is none.
+
+    Raises:
+        WeightsError: damaged or of another network.
+    """
+    if not (folder / RESIDUAL).is_file():
+        return None
+    head = ResidualHead()
+    load_strictly(head, load_tensors(folder / RESIDUAL), RESIDUAL)
+    return head.eval().requires_grad_(False)
+
+
+def save_heads(
+    folder: Path, head: AttentionHead, settings: Settings, seen: list[str], residual: ResidualHead | None = None
+) -> None:
+    """Write the heads, their shape, the settings, and the categories that they were trained on."""
     from diffugts.io import atomic_write
 
+    folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / ATTENTION, head.state_dict())
+    if residual is not None:
+        save_tensors(folder / RESIDUAL, residual.state_dict())
     data = {"attention": asdict(head.config), "settings": asdict(settings), "seen": seen}
     atomic_write(folder / HEADS, json.dumps(data, indent=2) + "\n")

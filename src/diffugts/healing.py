@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from diffugts.backbone.latent_diffusion import Conditions, LatentDiffusion
-from diffugts.inpaint import inpaint_ddim, inpaint_flow, scaled_linear_alphas, to_latent_mask
+from diffugts.backbone.conditions import Conditions
+from diffugts.backbone.latent_diffusion import LatentDiffusion, announce, blending_weight
+from diffugts.backbone.memory import box_limit
+from diffugts.inpaint import flow_times, inpaint_ddim, inpaint_flow, scaled_linear_alphas, to_latent_mask
+from diffugts.organs import OrganMap
+from diffugts.tiles import Box, Cover, at, clusters, grown, tight, union, volume, within
 
-Box = tuple[slice, slice, slice]
-"""In latent voxels."""
+RIM = 4
+"""Latent voxels around the mask that are decoded with it: the decoder looks about as far."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +29,15 @@ class Sampling:
         steps: sampling steps; None takes the model's own number.
         jumps: RePaint jumps per step (flow only).
         context: latent voxels of scan kept around the candidate for the model to look at.
+        guidance: see ``LatentDiffusion.guided``; None takes the model's own.
+        organs: what lies where in the scan, for the ControlNet.
     """
 
     steps: int | None = None
     jumps: int = 0
     context: int = 6
+    guidance: float | None = None
+    organs: OrganMap | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -62,71 +72,99 @@ def heal_regions(
         seed: of the start noise, drawn on the CPU for the whole scan, so that a region's noise does not depend
             on the other regions, nor on the device.
     """
-    m = to_latent_mask(mask, model.config.stride)
-    boxes = regions(m[0, 0] > 0, sampling.context, model.config.multiple // model.config.stride)
-    if not boxes:
+    stride = model.config.stride
+    m = to_latent_mask(mask, stride)
+    limit = box_limit(model)
+    cover = Cover(sampling.context, model.config.multiple // stride, limit)
+    groups = clusters((m[0, 0] > 0).cpu().numpy(), cover)
+    if not groups:
         return
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed)).to(latent.device)
-    for number, box in enumerate(boxes):
-        place = (..., *box)
+    for number, boxes in enumerate(groups):
+        outer = union(boxes)
+        place = at(outer)
         z, part = latent[place], m[place]
-        z0 = _repaint(model, z, part, noise[place], conditions, seed, sampling)
-        stride = model.config.stride
-        image_box: Box = tuple(slice(b.start * stride, b.stop * stride) for b in box)  # type: ignore[assignment]
-        full = part[0, 0].repeat_interleave(stride, 0).repeat_interleave(stride, 1).repeat_interleave(stride, 2)
-        yield Healed(image_box, full > 0, model.decode(z)[0, 0], model.decode(z0)[0, 0], z, z0)
+        inner = [within(box, outer) for box in boxes]
+        report = progress and partial(_overall, progress, number, len(groups))
+        z0 = _repaint(model, z, part, noise[place], inner, outer, conditions, seed, sampling, report)
+        yield _decoded(model, z, z0, part, inner, outer, limit)
         if progress:
-            progress((number + 1) / len(boxes))
+            progress((number + 1) / len(groups))
+
+
+def _overall(progress: Callable[[float], None], done: int, count: int, share: float) -> None:
+    """Tell of a fraction of one of ``count`` regions as a fraction of them all."""
+    progress((done + share) / count)
 
 
 @torch.inference_mode()
 def _repaint(
-    model: LatentDiffusion, z: Tensor, mask: Tensor, noise: Tensor, conditions: Conditions, seed: int,
-    sampling: Sampling,
+    model: LatentDiffusion, z: Tensor, mask: Tensor, noise: Tensor, boxes: Sequence[Box], outer: Box,
+    conditions: Conditions, seed: int, sampling: Sampling, progress: Callable[[float], None] | None,
 ) -> Tensor:  # fmt: skip
-    def network(zt: Tensor, t: Tensor) -> Tensor:
-        return model.predict(zt, t, [conditions] * len(zt))
+    """z0 of one cluster: (1, C, ·) like z, whose boxes are given in its own coordinates."""
+    config = model.config
+    guidance = config.guidance if sampling.guidance is None else sampling.guidance
+    steps = sampling.steps or config.steps
+    maps = [None if sampling.organs is None else sampling.organs.crop(box, outer, config.stride) for box in boxes]
+    weights = [blending_weight([part.stop - part.start for part in box], z.device) for box in boxes]
+    calls = 0
 
-    steps = sampling.steps or model.config.steps
-    if model.config.prediction == "flow":
+    def network(zt: Tensor, t: Tensor) -> Tensor:
+        nonlocal calls
+        began = time.perf_counter()
+        if len(boxes) == 1:
+            v = model.guided(zt[at(boxes[0])], t, conditions, guidance, maps[0])
+        else:
+            v, total = torch.zeros_like(zt), zt.new_zeros(1, 1, *zt.shape[2:])
+            for box, weight, organs in zip(boxes, weights, maps, strict=True):
+                v[at(box)] += weight * model.guided(zt[at(box)], t, conditions, guidance, organs)
+                total[at(box)] += weight
+            v /= total.clamp_min(1e-6)  # what lies in no box is known
+        calls += 1
+        if calls == 2:  # the first one also pays for what starts only once
+            announce("repainting", (time.perf_counter() - began) * (steps - calls))
+        if progress:
+            progress(min(calls / (steps + 1), 0.95))
+        return v
+
+    if config.prediction == "flow":
         generator = torch.Generator(device=z.device).manual_seed(seed)
-        return inpaint_flow(network, z, mask, noise, steps, sampling.jumps, generator)
-    alphas = scaled_linear_alphas(model.config.train_steps).to(z.device)
+        times = flow_times(steps, z.device, max(volume(box) for box in boxes), config.time_base)
+        return inpaint_flow(network, z, mask, noise, steps, sampling.jumps, generator, times)
+    alphas = scaled_linear_alphas(config.train_steps).to(z.device)
     return inpaint_ddim(lambda zt, t: network(zt, t.float()), z, mask, noise, alphas, steps)
 
 
-def regions(mask: Tensor, context: int, multiple: int) -> list[Box]:
-    """Boxes around the connected parts of a latent mask (d, h, w), with context; overlapping ones become one.
-
-    Sides are multiples of ``multiple`` (the UNet halves them) unless the volume itself is smaller.
-    """
-    from scipy import ndimage
-
-    labels, _ = ndimage.label(mask.cpu().numpy())
-    boxes = [_grown(box, mask.shape, context, multiple) for box in ndimage.find_objects(labels)]
-    merged: list[Box] = []
-    while boxes:
-        box = boxes.pop()
-        other = next((b for b in boxes if _overlap(b, box)), None)
-        if other is None:
-            merged.append(box)
+@torch.inference_mode()
+def _decoded(
+    model: LatentDiffusion, z: Tensor, z0: Tensor, mask: Tensor, boxes: Sequence[Box], outer: Box, limit: int
+) -> Healed:
+    """Decode a cluster where it was repainted, and a rim around that."""
+    stride, marked = model.config.stride, (mask[0, 0] > 0).cpu().numpy()
+    whole = grown(tight(marked) or boxes[0], marked.shape, RIM)
+    parts = [grown(found, marked.shape, RIM) for box in boxes if (found := tight(marked[box], box)) is not None]
+    images = []
+    for latent in (z, z0):
+        if len(parts) == 1:
+            images.append(model.decode_within(latent[at(whole)], limit)[0, 0])
             continue
-        boxes.remove(other)
-        pairs = zip(box, other, strict=True)
-        union = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in pairs)
-        boxes.append(_grown(union, mask.shape, 0, multiple))
-    return sorted(merged, key=lambda b: (b[0].start, b[1].start, b[2].start))
+        shape = [(part.stop - part.start) * stride for part in whole]
+        image, total = (z.new_zeros(1, 1, *shape) for _ in range(2))
+        for part in parts:
+            place = at(_scaled(within(part, whole), stride))
+            weight = blending_weight([(p.stop - p.start) * stride for p in part], z.device)
+            image[place] += weight * model.decode_within(latent[at(part)], limit)
+            total[place] += weight
+        images.append((image / total.clamp_min(1e-6))[0, 0])
+    full = mask[at(whole)][0, 0] > 0
+    for axis in range(3):
+        full = full.repeat_interleave(stride, axis)
+    sides = [slice(o.start + w.start, o.start + w.stop) for o, w in zip(outer, whole, strict=True)]
+    box = _scaled((sides[0], sides[1], sides[2]), stride)
+    return Healed(box, full, images[0], images[1], z[at(whole)], z0[at(whole)])
 
 
-def _grown(box: tuple[slice, ...], shape: torch.Size, context: int, multiple: int) -> Box:
-    sides = []
-    for part, side in zip(box, shape, strict=True):
-        start, stop = max(part.start - context, 0), min(part.stop + context, side)
-        length = min(-(-(stop - start) // multiple) * multiple, side)
-        start = max(min(start, side - length), 0)
-        sides.append(slice(start, start + length))
-    return sides[0], sides[1], sides[2]
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return all(x.start < y.stop and y.start < x.stop for x, y in zip(a, b, strict=True))
+def _scaled(box: Box, stride: int) -> Box:
+    a, b, c = (slice(part.start * stride, part.stop * stride) for part in box)
+    return a, b, c

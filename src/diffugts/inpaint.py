@@ -47,16 +47,27 @@ def to_latent_mask(mask: Tensor, stride: int) -> Tensor:
     return F.max_pool3d(mask[None, None].float(), stride)
 
 
-def flow_times(steps: int, device: torch.device | None = None) -> Tensor:
-    """Times from 1 (noise) down to 0, ``steps`` + 1 of them, evenly spaced."""
+def flow_times(steps: int, device: torch.device | None = None, voxels: int = 0, base: int = 0) -> Tensor:
+    """Times from 1 (noise) down to 0, ``steps`` + 1 of them.
+
+    Evenly spaced without a ``base``; with one, t' = r·t / (1 + (r − 1)·t), r = (voxels / base)^(1/3), as MAISI was
+    trained (MONAI's ``RFlowScheduler`` with ``use_timestep_transform``; base 32³).
+
+    Args:
+        voxels: of the latent that the network sees. base: see ``ModelConfig.time_base``.
+    """
     if steps < 1:
         raise InputError(f"sampling needs at least 1 step, not {steps}")
-    return torch.linspace(1.0, 0.0, steps + 1, device=device)
+    times = torch.linspace(1.0, 0.0, steps + 1, device=device)
+    if not base:
+        return times
+    ratio = float((voxels / base) ** (1 / 3))
+    return ratio * times / (1 + (ratio - 1) * times)
 
 
 def inpaint_flow(
     velocity: Velocity, z: Tensor, mask: Tensor, noise: Tensor, steps: int = 10, jumps: int = 0,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None, times: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Repaint ``mask`` with a rectified flow.
 
@@ -65,13 +76,14 @@ def inpaint_flow(
         z: (1, C, d, h, w) latent of the scan. mask: (1, 1, d, h, w), 1 = repaint.
         noise: (N, C, d, h, w) one start per sample; also the known path's only noise.
         steps: Euler steps from t = 1 to t = 0.
+        times: the (steps + 1,) times themselves, from 1 to 0, where they are not evenly spaced.
         jumps: RePaint jumps per step: go back to t with fresh noise and redo the step, so that the repainted
             part can agree with its surroundings. Needs ``generator``.
 
     Returns:
         (N, C, d, h, w): equal to ``z`` bit for bit where the mask is 0.
     """
-    times = flow_times(steps, z.device)
+    times = flow_times(steps, z.device) if times is None else times
     zt = noise.clone()
     for t, tn in pairwise(times):
         for round_ in range(jumps + 1):

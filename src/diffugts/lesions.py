@@ -146,7 +146,7 @@ def _components(mask: Array, min_voxels: float) -> Iterator[tuple[Array, Box]]:
     """Each component as a bool array in its own bounding box, and that box in the mask."""
     from scipy import ndimage
 
-    outer = _bounding_box(mask)
+    outer = bounding_box(mask)
     if outer is None:
         return
     labels, count = ndimage.label(mask[outer], structure=np.ones((3, 3, 3)))
@@ -189,7 +189,8 @@ def _shell_values(component: Array, box: Box, mask: Array, volume: Volume, shell
     return values
 
 
-def _bounding_box(mask: Array) -> Box | None:
+def bounding_box(mask: Array) -> Box | None:
+    """The smallest box that holds a mask, as slices; None where it is empty."""
     sides = []
     for axis in range(mask.ndim):
         others = tuple(a for a in range(mask.ndim) if a != axis)

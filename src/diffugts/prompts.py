@@ -120,6 +120,11 @@ def anatomies() -> tuple[str, ...]:
     return tuple(_lexicon()["anatomies"])
 
 
+def findings() -> tuple[str, ...]:
+    """The canonical findings of the lexicon."""
+    return tuple(_lexicon()["findings"])
+
+
 # --- the phrases ------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""From a candidate to a mask: repaint it under several seeds, compare, threshold.
+"""From a candidate to a mask: repaint it under several seeds, compare, judge.
 
 Everything here lies on the model grid, (D, H, W) numpy float32 or bool; zero outside the candidate.
 """
@@ -6,17 +6,27 @@ Everything here lies on the model grid, (D, H, W) numpy float32 or bool; zero ou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffugts.backbone.latent_diffusion import Conditions, LatentDiffusion
+from diffugts.backbone.conditions import Conditions
+from diffugts.backbone.latent_diffusion import LatentDiffusion
 from diffugts.heads import Settings
 from diffugts.healing import Sampling, heal_regions
-from diffugts.residual import Fusion, feature_residual, fuse, otsu, pixel_residual, probability_of, strongest
+from diffugts.residual import (
+    Fusion,
+    ResidualHead,
+    feature_residual,
+    fuse,
+    otsu,
+    probability_of,
+    signed_residual,
+    strongest,
+)
 
 Map = npt.NDArray[np.float32]
 
@@ -27,14 +37,20 @@ class Evidence:
 
     Attributes:
         mask: the candidate M, bool.
-        healthy: H of the first seed, 0..1.
-        pixel: pixel residual of each seed. feature: latent residual of each seed.
+        decoded: X, 0..1. healthy: H of the first seed, 0..1.
+        signed: smoothed X − H of each seed. feature: latent residual of each seed.
     """
 
     mask: npt.NDArray[np.bool_]
+    decoded: Map
     healthy: Map
-    pixel: tuple[Map, ...]
+    signed: tuple[Map, ...]
     feature: tuple[Map, ...]
+
+    @property
+    def pixel(self) -> tuple[Map, ...]:
+        """Pixel residual |X − H| of each seed."""
+        return tuple(np.abs(signed) for signed in self.signed)
 
     def feather(self) -> Map:
         """Weight for pasting H into the scan: 1 in the candidate's depth, falling to 0 at its rim."""
@@ -59,20 +75,21 @@ def heal_candidate(
     seeds: Sequence[int], sampling: Sampling, progress: Callable[[float], None] | None = None, smooth_vox: float = 1.0,
 ) -> Evidence:  # fmt: skip
     """Repaint a candidate once per seed; an empty one costs no diffusion."""
-    healthy, pixels, features = np.zeros(candidate.shape, np.float32), [], []
+    decoded, healthy = np.zeros(candidate.shape, np.float32), np.zeros(candidate.shape, np.float32)
+    differences, features = [], []
     for number, seed in enumerate(seeds):
-        pixel, feature = np.zeros_like(healthy), np.zeros_like(healthy)
+        signed, feature = np.zeros_like(healthy), np.zeros_like(healthy)
         report = progress and partial(_overall, progress, number, len(seeds))
         mask = torch.from_numpy(candidate).to(latent.device)
         for region in heal_regions(model, latent, mask, conditions, seed, sampling, report):
             x, h = region.decoded, region.healthy
-            pixel[region.box] = pixel_residual(x, h, smooth_vox).cpu().numpy()
+            signed[region.box] = signed_residual(x, h, smooth_vox).cpu().numpy()
             feature[region.box] = feature_residual(region.latent, region.healthy_latent, x.shape).cpu().numpy()
             if number == 0:
-                healthy[region.box] = h.cpu().numpy()
-        pixels.append(pixel)
+                decoded[region.box], healthy[region.box] = x.cpu().numpy(), h.cpu().numpy()
+        differences.append(signed)
         features.append(feature)
-    return Evidence(candidate, healthy, tuple(pixels), tuple(features))
+    return Evidence(candidate, decoded, healthy, tuple(differences), tuple(features))
 
 
 def _overall(progress: Callable[[float], None], done: int, count: int, part: float) -> None:
@@ -80,26 +97,32 @@ def _overall(progress: Callable[[float], None], done: int, count: int, part: flo
     progress((done + part) / count)
 
 
-def refine(evidence: Evidence, attended: Map, settings: Settings, trusted: bool = False) -> Refined:
-    """Fuse residuals (and attention) inside each connected part of the candidate and threshold them there.
+def refine(
+    evidence: Evidence, attended: Map, settings: Settings, trusted: bool = False, head: ResidualHead | None = None
+) -> Refined:
+    """Refine each connected part of the candidate from its residuals (and attention).
 
     Args:
         attended: P_abn. trusted: the candidate came from the user; attention has no say then.
+        head: the learned form; None fuses with fixed weights and thresholds with Otsu.
     """
     from scipy import ndimage
 
     fusion = settings.fusion
     if trusted:
-        fusion = Fusion(**{**fusion.__dict__, "attention": 0.0})
+        fusion = replace(fusion, attention=0.0)
     probabilities, residuals = [], []
     labels, _ = ndimage.label(evidence.mask)
     boxes = ndimage.find_objects(labels)
-    for pixel, feature in zip(evidence.pixel, evidence.feature, strict=True):
-        probability, residual = np.zeros_like(pixel), np.zeros_like(pixel)
+    for signed, feature in zip(evidence.signed, evidence.feature, strict=True):
+        probability, residual = np.zeros_like(signed), np.zeros_like(signed)
         for number, box in enumerate(boxes, start=1):
             inside = torch.from_numpy(labels[box] == number)
-            here, deep, lit = (torch.from_numpy(a[box]) for a in (pixel, feature, attended))
-            r, p = _one_part(here, deep, lit, inside, fusion)
+            here, deep, lit, seen = (torch.from_numpy(a[box]) for a in (signed, feature, attended, evidence.decoded))
+            part = Part(here, deep, lit, seen, inside)
+            r, p = part.fused(fusion)
+            if head is not None:
+                p = part.learned(head, trusted)
             residual[box] += r.numpy()
             probability[box] += p.numpy()
         probabilities.append(probability)
@@ -108,12 +131,32 @@ def refine(evidence: Evidence, attended: Map, settings: Settings, trusted: bool 
     return Refined(mean, np.mean(residuals, axis=0, dtype=np.float32), np.std(probabilities, axis=0, dtype=np.float32))
 
 
-def _one_part(
-    pixel: torch.Tensor, feature: torch.Tensor, attended: torch.Tensor, inside: torch.Tensor, fusion: Fusion
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(R, probability) of one connected part of the candidate."""
-    r = fuse(pixel, feature, attended, inside, fusion)
-    if float(strongest(pixel, inside)) < fusion.contrast:
-        return r, torch.zeros_like(r)
-    threshold = max(otsu(r[inside]), fusion.floor)
-    return r, probability_of(r, threshold, fusion.softness)
+@dataclass(frozen=True)
+class Part:
+    """One connected part of the candidate, in its box: (D, H, W) tensors."""
+
+    signed: torch.Tensor
+    feature: torch.Tensor
+    attended: torch.Tensor
+    decoded: torch.Tensor
+    inside: torch.Tensor
+
+    def fused(self, fusion: Fusion) -> tuple[torch.Tensor, torch.Tensor]:
+        """(R, probability) by fixed weights and Otsu."""
+        pixel = self.signed.abs()
+        r = fuse(pixel, self.feature, self.attended, self.inside, fusion)
+        if float(strongest(pixel, self.inside)) < fusion.contrast:
+            return r, torch.zeros_like(r)
+        threshold = max(otsu(r[self.inside]), fusion.floor)
+        return r, probability_of(r, threshold, fusion.softness)
+
+    def inputs(self, trusted: bool) -> torch.Tensor:
+        """What the residual head looks at, (1, 8, D, H, W)."""
+        attended = None if trusted else self.attended
+        return ResidualHead.inputs(self.signed, self.feature, attended, self.decoded, self.inside)
+
+    @torch.inference_mode()
+    def learned(self, head: ResidualHead, trusted: bool) -> torch.Tensor:
+        """Probability by the residual head, zero outside the candidate."""
+        logits = head(self.inputs(trusted))[0]
+        return torch.where(self.inside, torch.sigmoid(logits), torch.zeros_like(logits))

@@ -2,7 +2,8 @@
 
 pixel = |X − H|,  X = D(z/s) and H = D(z0/s): both decoded, so that the autoencoder's own error cancels
 feature = latent difference |z − z0|, averaged over channels
-R = b1 · norm(pixel) + b2 · norm(feature) + b3 · P_abn,  thresholded inside the candidate only
+R = b1 · norm(pixel) + b2 · norm(feature) + b3 · P_abn,  thresholded inside the candidate only: the plain form
+P = sigmoid(head(pixel, feature, A, X)) inside the candidate: the learned form
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,15 @@ class Fusion:
     softness: float = 0.08
 
 
+def signed_residual(x: Tensor, healthy: Tensor, smooth_vox: float = 0.0) -> Tensor:
+    """X − H of decoded images (D, H, W), smoothed, so that texture cancels; in single precision always."""
+    with torch.autocast(x.device.type, enabled=False):
+        return gaussian(x.float() - healthy.float(), smooth_vox)
+
+
 def pixel_residual(x: Tensor, healthy: Tensor, smooth_vox: float = 0.0) -> Tensor:
-    """|X − H| of decoded images (D, H, W), smoothed before the absolute value, so that texture cancels."""
-    return gaussian(x - healthy, smooth_vox).abs()
+    """|X − H|, smoothed before the absolute value."""
+    return signed_residual(x, healthy, smooth_vox).abs()
 
 
 def feature_residual(z: Tensor, z0: Tensor, shape: torch.Size) -> Tensor:
@@ -94,3 +101,54 @@ def gaussian(x: Tensor, sigma: float) -> Tensor:
         pad[4 - 2 * axis] = pad[5 - 2 * axis] = reach
         y = F.conv3d(F.pad(y, pad, mode="replicate"), line.reshape([1, 1] + [-1 if a == axis else 1 for a in range(3)]))
     return y[0, 0]
+
+
+class ResidualHead(nn.Module):
+    """Residual learning: a few small convolutions over residuals, attention and scan, at the model's resolution.
+
+    The paper learns its residual's fusion too, and does not give the network; this one is ours.
+    """
+
+    INPUTS = 8
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.width = width
+        self.layers = nn.Sequential(
+            nn.Conv3d(self.INPUTS, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv3d(width, width, 3, padding=2, dilation=2),
+            nn.SiLU(),
+            nn.Conv3d(width, width, 3, padding=2, dilation=2),
+            nn.SiLU(),
+            nn.Conv3d(width, 1, 1),
+        )
+
+    @staticmethod
+    def inputs(signed: Tensor, feature: Tensor, attended: Tensor | None, decoded: Tensor, inside: Tensor) -> Tensor:
+        """What the head looks at, (1, 8, D, H, W).
+
+        Args:
+            signed: (D, H, W) smoothed X − H. feature: (D, H, W) latent residual.
+            attended: (D, H, W) P_abn, or None where the candidate came from the user and attention has no say.
+            decoded: (D, H, W) X, 0..1. inside: (D, H, W) bool, the candidate.
+        """
+        known = signed.new_full((), 0.0 if attended is None else 1.0)
+        logit = torch.zeros_like(signed) if attended is None else torch.logit(attended, 1e-4) / 4
+        pixel = signed.abs()
+        maps = [
+            5 * signed,
+            3 * signed.sign() * pixel.sqrt(),
+            normalised(pixel, inside),
+            normalised(feature, inside),
+            logit,
+            known.expand_as(signed),
+            2 * decoded - 1,
+            inside.float(),
+        ]
+        return torch.stack(maps)[None]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(N, 8, D, H, W) → logits (N, D, H, W)."""
+        logits: Tensor = self.layers(inputs)[:, 0]
+        return logits

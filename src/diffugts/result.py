@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,13 +80,21 @@ class Result:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def save(self, directory: str | Path, name: str | None = None) -> Path:
+    def save(
+        self,
+        directory: str | Path,
+        name: str | None = None,
+        report: bool = False,
+        exports: Collection[str] = (),
+    ) -> Path:
         """Write everything to `directory/<case>/` and return that folder (`diffugts.report.save_result`).
 
         Args:
             directory: made where it is missing.
             name: the case's folder; by default from the scan's own name.
+            report: also write `report.html`, and a copy of the scan for the viewer and for figures.
+            exports: "dicom-seg" (`mask.dcm`), "rtstruct" (`rtstruct.dcm`) or both; for a DICOM scan only.
         """
         from diffugts.report.save import save_result
 
-        return save_result(self, directory, name)
+        return save_result(self, directory, name, report, exports)

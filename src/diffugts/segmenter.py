@@ -13,7 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,32 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffugts.aova import Attention, AttentionHead
-from diffugts.backbone.latent_diffusion import Conditions, Encoding, LatentDiffusion
+from diffugts.aova import Attention, AttentionHead, attend
+from diffugts.backbone.conditions import Conditions, find_regions, parse_regions
+from diffugts.backbone.config import MODALITY_CODES
+from diffugts.backbone.latent_diffusion import Encoding, LatentDiffusion
+from diffugts.backbone.memory import free_gb, peak_bytes, wanted_splits
 from diffugts.backbone.weights import load_backbone, model_folder, read_info
 from diffugts.errors import InputError
-from diffugts.heads import Settings, load_heads
+from diffugts.heads import HEADS, Settings, heads_folder, load_heads, load_residual_head
 from diffugts.healing import Sampling
 from diffugts.intensity import IntensityMap, guess_modality
 from diffugts.io import from_array, read_mask, read_volume
 from diffugts.lesions import find_lesions
-from diffugts.machine import available_memory_gb
+from diffugts.machine import resident_gb
+from diffugts.organs import OrganMap, read_labels
 from diffugts.prompts import Prompt, parse_all
 from diffugts.refine import Evidence, heal_candidate, refine
+from diffugts.residual import ResidualHead
 from diffugts.result import PromptResult, Result
-from diffugts.spatial import Placement, body_box, place
+from diffugts.roi import Roi, narrowed, roi_box
+from diffugts.spatial import Box, Placement, body_box, place
 from diffugts.text import TextEncoder, default_encoder, prompt_vectors
 from diffugts.volume import Volume
 
 log = logging.getLogger(__name__)
+
+SEQUENCES = [code for code in MODALITY_CODES if "-" in code]
 
 Progress = Callable[[str, float], None]
 """Told the stage and the fraction of it that is done."""
@@ -51,46 +59,62 @@ class Segmenter:
 
     Attributes:
         backbone: frozen; never trained here.
-        head: attention over its features.
+        head: attention over its features; None for a backbone that no head was fitted to.
         settings: thresholds and weights of the refinement.
         text: where prompt vectors come from; must be the encoder that the head was trained with.
         folder: the model folder.
+        residual_head: the learned form of the refinement, where the model has one; on the CPU.
     """
 
     backbone: LatentDiffusion
-    head: AttentionHead
+    head: AttentionHead | None
     settings: Settings
     text: TextEncoder
     folder: Path
+    residual_head: ResidualHead | None = None
 
     @classmethod
-    def from_pretrained(cls, model: str | Path = "compact", device: str = "auto") -> Segmenter:
+    def from_pretrained(
+        cls, model: str | Path = "compact", device: str = "auto", held_out: str | None = None,
+        home: str | Path | None = None, controlnet: bool = False,
+    ) -> Segmenter:  # fmt: skip
         """Load a model.
 
         Args:
             model: a name that ships with the package, or a model folder.
             device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:<i>".
+            held_out: an anatomy whose tumours the head must never have seen, for zero-shot figures.
+            home: where weights that do not ship lie; see ``backbone.home.home_folder``.
+            controlnet: load the ControlNet too, for organ maps.
 
         Raises:
             WeightsError: files missing, damaged or of another network.
             InputError: no such device.
         """
-        folder, where = model_folder(model), _device(device)
-        head, settings = load_heads(folder)
-        backbone = load_backbone(folder).to(where)
+        folder, where = model_folder(model, home), _device(device)
+        trained = heads_folder(folder, held_out)
+        head, settings, residual = None, Settings(), None
+        if (trained / HEADS).is_file():
+            head, settings = load_heads(trained)
+            head, residual = head.to(where), load_residual_head(trained)
+        backbone = load_backbone(folder, controlnet).to(where)
+        backbone.autoencoder.splits = wanted_splits(backbone.config, where)
         log.info("model %s, weights under %s", backbone.config.name, backbone.config.licence)
-        return cls(backbone, head.to(where), settings, default_encoder(), folder)
+        return cls(backbone, head, settings, default_encoder(), folder, residual)
 
     def encode(
         self, scan: str | Path | Volume | npt.NDArray[Any], affine: npt.ArrayLike | None = None,
-        modality: str = "auto", progress: Progress | None = None,
+        modality: str = "auto", progress: Progress | None = None, roi: Roi | None = None, body: str | None = None,
     ) -> Case:  # fmt: skip
         """Read a scan, bring it to the model grid and encode it, once for all prompts.
 
         Args:
             scan: a file, a DICOM folder, a volume, or an (I, J, K) array with its affine.
             affine: (4, 4) voxel to RAS+ mm; for arrays only.
-            modality: "auto", "ct" (HU) or "mr".
+            modality: "auto", "ct" (HU) or "mr", or a sequence that the model knows, as in "mr-flair".
+            roi: the part of the scan to look at; see ``roi.roi_box``.
+            body: body regions in view from the top down, as in "chest-abdomen", for a model that asks for them; None
+                finds them.
 
         Raises:
             InputError: a scan that cannot be used as it is; the sentence says why.
@@ -99,14 +123,26 @@ class Segmenter:
         with clock("read"):
             volume = self._volume(scan, affine)
             found, warnings = _modality(volume, modality)
-        self._refuse_too_large(volume)
+        kind, config = found.split("-")[0], self.backbone.config
+        if config.modality not in ("", kind):
+            raise InputError(
+                f"model {config.name!r} knows {config.modality.upper()} only, and this scan is {kind.upper()}"
+            )
         with clock("resample"):
-            config = self.backbone.config
-            intensity = IntensityMap.of(found, volume.array)  # type: ignore[arg-type]
-            body = body_box(volume, intensity.body_threshold)
-            array, placement = place(volume, config.spacing_mm, config.multiple, crop=body)
-            image = torch.from_numpy(intensity.forward(array))[None, None]
+            intensity = IntensityMap.of(kind, volume.array)  # type: ignore[arg-type]
+            if kind == "mr" and not config.clip_mr:
+                intensity = replace(intensity, clip=False)
+            crop = body_box(volume, intensity.body_threshold)
+            if roi is not None:
+                crop = narrowed(crop, roi_box(roi, volume))
+            self._refuse_too_large(volume, crop)
+            array, placement = place(volume, config.spacing_mm, config.multiple, crop=crop)
+            array = intensity.forward(array)
+            image = torch.from_numpy(array)[None, None]
         conditions = Conditions(placement.spacing, found)
+        if config.unet.get("include_top_region_index_input"):
+            regions = find_regions(array, placement.spacing) if body is None else parse_regions(body)
+            conditions = replace(conditions, regions=regions)
         with clock("encode"):
             encoding = self.backbone.encode(image, conditions, progress and partial(progress, "encode"))
         return Case(self, volume, placement, intensity, conditions, encoding, (*warnings, *intensity.warnings), clock)
@@ -117,6 +153,7 @@ class Segmenter:
         return {
             "model": info.name,
             "licence": info.licence,
+            "non_commercial": info.non_commercial,
             "weights": [asdict(file) for file in info.files],
             "reconstruction_mae": info.reconstruction_mae,
             "text_encoder": self.text.name,
@@ -133,28 +170,36 @@ class Segmenter:
         """
         config = self.backbone.config
         voxels = float(np.prod([n * s / config.spacing_mm for n, s in zip(shape, spacing, strict=True)]))
-        side = config.window
+        side = min(config.window, 2 * config.multiple)
         began = time.perf_counter()
-        self.backbone.encode(torch.zeros(1, 1, side, side, side), Conditions((config.spacing_mm,) * 3, "ct"))
+        self.backbone.encode(torch.zeros(1, 1, side, side, side), Conditions((config.spacing_mm,) * 3, "unknown"))
         rate = (time.perf_counter() - began) / side**3
-        overlap = (side / (side - config.multiple)) ** 3 if voxels > side**3 else 1.0
+        window = config.window
+        overlap = (window / (window - config.multiple)) ** 3 if voxels > window**3 else 1.0
         return {"seconds": rate * voxels * overlap * 1.2, "peak_gb": self.peak_gb(shape, spacing)}
 
-    def peak_gb(self, shape: Sequence[int], spacing: Sequence[float]) -> float:
-        """Expected peak memory, GB: libraries, maps on the scan's grid, and features with their adapted copies."""
-        config = self.backbone.config
-        voxels = float(np.prod([n * s / config.spacing_mm for n, s in zip(shape, spacing, strict=True)]))
-        finest = sum(self.backbone.feature_channels[:2]) / 8
-        return 0.8 + (voxels * 4 * (6 * finest + 12) + float(np.prod(shape)) * 24) / 1e9
+    def peak_gb(self, shape: Sequence[int], spacing: Sequence[float], crop: Box | None = None) -> float:
+        """Expected peak memory, GB, to encode a scan and ask it one prompt; a box to repaint is fitted to what is left.
 
-    def _refuse_too_large(self, volume: Volume) -> None:
+        Args:
+            shape, spacing: of the scan. crop: the part of it that is looked at; None for all of it.
+        """
+        config = self.backbone.config
+        seen = shape if crop is None else [stop - start for start, stop in crop]
+        sides = [max(1, round(n * mm / config.spacing_mm)) for n, mm in zip(seen, spacing, strict=True)]
+        voxels = float(np.prod([-(-side // config.multiple) * config.multiple for side in sides]))
+        weights = sum(p.numel() * p.element_size() for p in self.backbone.parameters())
+        return peak_bytes(config, weights, voxels, float(np.prod(shape))) / 1e9
+
+    def _refuse_too_large(self, volume: Volume, crop: Box) -> None:
         """Say so before the machine runs out of memory, rather than after."""
-        free = available_memory_gb()
-        needed = self.peak_gb(volume.shape, volume.spacing.tolist())
-        if self.backbone.device.type == "cpu" and free is not None and needed > free:
+        free, device = free_gb(self.backbone.device), self.backbone.device.type
+        needed = self.peak_gb(volume.shape, volume.spacing.tolist(), crop)
+        more = needed - (resident_gb() or 0.0) if device == "cpu" else needed
+        if free is not None and more > free:
             raise InputError(
-                f"a scan of {volume.shape} voxels needs about {needed:.0f} GB of memory and {free:.0f} GB are free; "
-                "crop it to the region of interest or close other programs"
+                f"this scan of {volume.shape} voxels needs about {needed:.1f} GB of memory and {free:.1f} GB are free; "
+                "look at a part of it with --roi, or close other programs"
             )
 
     @staticmethod
@@ -194,7 +239,7 @@ class Case:
     @property
     def modality(self) -> str:
         """ "ct" or "mr"."""
-        return self.conditions.modality
+        return self.conditions.modality.split("-")[0]
 
     @property
     def timings(self) -> Mapping[str, float]:
@@ -204,6 +249,7 @@ class Case:
     def segment(
         self, prompts: str | Sequence[str], seed: int = 0, seeds: int = 1, steps: int | None = None,
         region: npt.NDArray[Any] | str | Path | None = None, progress: Progress | None = None,
+        guidance: float | None = None, organ_map: npt.NDArray[Any] | str | Path | None = None,
     ) -> Result:  # fmt: skip
         """Segment what the prompts name.
 
@@ -215,6 +261,9 @@ class Case:
             region: (I, J, K) rough mask on the scan's grid, or its file, to use as the candidate instead of
                 attention's.
             progress: told the stage and its fraction.
+            guidance: of the sampler, see ``LatentDiffusion.guided``; None takes the model's own.
+            organ_map: MAISI's labels on the scan's grid, or their file: the candidate is painted healthy in the
+                shape of its organs, and guidance above 1 pushes away from tumours.
 
         Raises:
             PromptError: a prompt that cannot be understood. InputError: a region on another grid, or bad numbers.
@@ -223,26 +272,57 @@ class Case:
             raise InputError(f"seeds must be at least 1, not {seeds}")
         if steps is not None and steps < 1:
             raise InputError(f"steps must be at least 1, not {steps}")
+        if guidance is not None and not guidance >= 0:
+            raise InputError(f"guidance must be 0 or more, not {guidance}")
+        labels = None if organ_map is None else self._labels(organ_map)
         understood = parse_all([prompts] if isinstance(prompts, str) else prompts)
         given = None if region is None else self._given(region)
+        if given is None and self.segmenter.head is None:
+            raise InputError(
+                f"no attention heads were fitted to model {self.segmenter.backbone.config.name!r}: fit them with "
+                "`diffugts fit`, or give a rough mask with --region"
+            )
         with self.clock("attention"):
             attention = self.attention(understood)
         answers = {
-            prompt.text: self._answer(prompt, attention, index, given, seed, seeds, steps, progress)
+            prompt.text: self._answer(
+                prompt, attention, index, given, seed, seeds, Sampling(steps, guidance=guidance), labels, progress
+            )
             for index, prompt in enumerate(understood)
         }
-        settings = {"seed": seed, "seeds": seeds, "steps": steps or self.segmenter.backbone.config.steps}
-        return Result(self.volume, answers, {**self._manifest(), **settings, "region_given": region is not None})
+        config = self.segmenter.backbone.config
+        settings = {
+            "seed": seed,
+            "seeds": seeds,
+            "steps": steps or config.steps,
+            "guidance": config.guidance if guidance is None else guidance,
+            "region_given": region is not None,
+            "organ_map_given": labels is not None,
+        }
+        return Result(self.volume, answers, {**self._manifest(), **settings})
 
     def attention(self, prompts: Sequence[Prompt]) -> Attention:
-        """Attention maps of parsed prompts on the finest feature grid."""
+        """Attention maps of parsed prompts on the finest feature grid; empty ones where no head was fitted."""
+        if self.segmenter.head is None:
+            return self._no_attention(len(prompts))
         pairs = [prompt_vectors(prompt, self.segmenter.text) for prompt in prompts]
         abnormal, normal = (
             torch.from_numpy(np.stack(side)).to(self.segmenter.backbone.device) for side in zip(*pairs, strict=True)
         )
         with torch.inference_mode():
-            found: Attention = self.segmenter.head([stage[0] for stage in self.encoding.stages], abnormal, normal)
-        return found
+            config = self.segmenter.backbone.config
+            return attend(self.segmenter.head, self.encoding.stages, abnormal, normal, config.window, config.multiple)
+
+    def _no_attention(self, prompts: int) -> Attention:
+        grid = min((stage.shape[2:] for stage in self.encoding.stages), key=lambda shape: -shape.numel())
+        nothing = torch.full((prompts, *grid), -torch.inf)
+        return Attention(nothing, torch.zeros(prompts, 0), torch.full((prompts,), -torch.inf))
+
+    def _labels(self, organ_map: npt.NDArray[Any] | str | Path) -> npt.NDArray[np.uint8]:
+        if self.segmenter.backbone.controlnet is None:
+            name = self.segmenter.backbone.config.name
+            raise InputError(f"an organ map needs a ControlNet, and model {name!r} was loaded without one")
+        return read_labels(organ_map, self.volume, self.placement)
 
     def reconstruction(self) -> npt.NDArray[np.float32]:
         """Decode of the latent, on the scan's grid and in its unit: (I, J, K) float32."""
@@ -272,7 +352,7 @@ class Case:
 
     def _answer(
         self, prompt: Prompt, attention: Attention, index: int, given: npt.NDArray[np.bool_] | None, seed: int,
-        seeds: int, steps: int | None, progress: Progress | None,
+        seeds: int, sampling: Sampling, labels: npt.NDArray[np.uint8] | None, progress: Progress | None,
     ) -> PromptResult:  # fmt: skip
         settings, backbone = self.segmenter.settings, self.segmenter.backbone
         attended = upsampled(attention.probability[index], self.placement.grid.shape)
@@ -280,6 +360,8 @@ class Case:
         candidate = settings.candidate(attended, score, self.placement.spacing) if given is None else given
         if prompt.negated:
             candidate = np.zeros_like(candidate)
+        if labels is not None:
+            sampling = replace(sampling, organs=OrganMap.of(labels, candidate, backbone.device))
         with self.clock("inpaint"):
             report = progress and partial(progress, "inpaint")
             evidence = heal_candidate(
@@ -288,12 +370,13 @@ class Case:
                 candidate,
                 self.conditions,
                 range(seed, seed + seeds),
-                Sampling(steps),
+                sampling,
                 report,
                 settings.fusion.smooth_vox,
             )
         with self.clock("refine"):
-            refined = refine(evidence, attended, settings, trusted=given is not None)
+            learned = self.segmenter.residual_head if settings.learned else None
+            refined = refine(evidence, attended, settings, trusted=given is not None, head=learned)
         with self.clock("restore"):
             back = self.placement.inverse
             probability = np.clip(back(refined.probability, "linear"), 0, 1)
@@ -365,8 +448,8 @@ def _prompt_warnings(prompt: Prompt) -> tuple[str, ...]:
 
 
 def _modality(volume: Volume, wanted: str) -> tuple[str, tuple[str, ...]]:
-    if wanted not in ("auto", "ct", "mr"):
-        raise InputError(f"modality must be auto, ct or mr, not {wanted!r}")
+    if (wanted != "auto" and wanted not in MODALITY_CODES) or wanted == "unknown":
+        raise InputError(f"modality must be auto, ct or mr, or one of {', '.join(SEQUENCES)}; not {wanted!r}")
     if wanted != "auto":
         return wanted, ()
     found, reason = guess_modality(volume)

@@ -17,7 +17,8 @@ class Volume:
         array: (I, J, K), any numeric dtype, in the order of the file it came from.
         affine: (4, 4) float64, voxel index (centre) to RAS+ world, mm.
         unit: "HU" for CT, "arbitrary" for everything else or when it is not known.
-        header: the file's own header where there is one, so that output keeps its codes.
+        header: the file's own header where there is one, so that output keeps its codes; of a DICOM scan
+            the series' files (`io.dicom.DicomSeries`).
         source: a short name for messages and folders, never a full path.
         modality: "ct" or "mr" where the file itself says so (DICOM), else None.
     """

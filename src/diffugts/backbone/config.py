@@ -9,8 +9,14 @@ from typing import Any
 
 from diffugts.errors import WeightsError
 
-# Class codes of NVIDIA's MAISI models; `compact` is trained with the same ones.
-MODALITY_CODES = {"unknown": 0, "ct": 1, "mr": 8, "mr-t1": 9, "mr-t2": 10, "mr-flair": 11, "mr-t1c": 17}
+# Class codes of NVIDIA's MAISI models (modality_mapping.json of NV-Generate-CTMR); `compact` is trained with the
+# same ones. 0 is also what guidance leaves the modality out with.
+MODALITY_CODES = {
+    "unknown": 0, "ct": 1, "ct-plain": 2, "ct-contrast": 3,
+    "mr": 8, "mr-t1": 9, "mr-t2": 10, "mr-flair": 11, "mr-pd": 12, "mr-dwi": 13, "mr-adc": 14, "mr-ssfp": 15,
+    "mr-mra": 16, "mr-t1c": 17, "mr-swi": 20, "mr-t1-stripped": 29, "mr-t2-stripped": 30, "mr-flair-stripped": 31,
+    "mr-swi-stripped": 32, "mr-mra-stripped": 33,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,13 @@ class ModelConfig:
         image_window: the 0..1 intensities that the image stage spreads out, () for no such stage; 0.42 to 0.62 are
             −160 to 240 HU, where organs and most of their tumours lie.
         clip_mr: whether MR intensities above the upper percentile are clipped (MAISI does not).
+        guidance: classifier-free guidance by default: v = v0 + guidance · (v − v0), v0 without the modality; 0 and 1
+            are none.
+        time_base: latent voxels at which a flow's steps are evenly spaced; larger latents spend more of them near
+            the noise, smaller ones fewer (see ``inpaint.flow_times``). 0: evenly spaced always.
+        feature_stride: stages finer than this many image voxels are averaged down to it.
+        modality: "ct" or "mr" where the model knows that alone, "" for both.
+        controlnet: keyword arguments of MONAI's ``ControlNetMaisi``, empty for a model without one.
     """
 
     name: str
@@ -53,6 +66,11 @@ class ModelConfig:
     feature_times: tuple[float, ...] = field(default=(0.1,))
     image_window: tuple[float, ...] = ()
     clip_mr: bool = True
+    guidance: float = 0.0
+    time_base: int = 0
+    feature_stride: int = 1
+    modality: str = ""
+    controlnet: dict[str, Any] = field(default_factory=dict)
 
     @property
     def stride(self) -> int:

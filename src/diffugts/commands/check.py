@@ -24,9 +24,8 @@ LATTICE_MM = 3.0  # the error is sampled about this densely: it is a mean, and a
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `diffugts check`."""
-    parser.add_argument(
-        "scan", type=Path, metavar="SCAN", help="NIfTI, NRRD or MHA file, or folder with a DICOM series"
-    )
+    parser.add_argument("scan", type=Path, metavar="SCAN", help="NIfTI, NRRD or MHA file, or folder with DICOM series")
+    options.add_series(parser)
     options.add_model_options(parser)
     options.add_json(parser, "the findings")
 
@@ -38,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
 
     with progress_bar(args.scan.name) as progress:
         progress("loading", 0.0)
-        segmenter = Segmenter.from_pretrained(args.model, device=args.device)
-        case = segmenter.encode(args.scan, modality=args.modality, progress=progress)
+        segmenter = Segmenter.from_pretrained(args.model, device=args.device, **options.placed(args))
+        case = segmenter.encode(options.scan_of(args, args.scan), modality=args.modality, progress=progress)
         progress("decode", 0.5)
         findings = examine(segmenter, case)
     if args.json:
@@ -55,17 +54,8 @@ def examine(segmenter: Segmenter, case: Case) -> dict[str, Any]:
 
     volume = case.volume
     guess, reason = guess_modality(volume)
-    error = reconstruction_error(volume, case.reconstruction(), case.modality)
-    expected = (segmenter.describe().get("reconstruction_mae") or {}).get(case.modality)
-    limit = LIMIT[case.modality] if expected is None else TOLERANCE * expected
-    warnings = list(case.warnings)
-    if error["mae"] is None:
-        warnings.append("The scan shows no body to measure the model's error in; look at its intensities.")
-    elif error["mae"] > limit:
-        warnings.append(
-            f"The model renders this scan with a mean error of {error['mae']:.3g} {error['unit']}, "
-            f"more than the {limit:.3g} that it should stay under; check its units and modality."
-        )
+    error, doubts = model_error(segmenter, case)
+    warnings = [*case.warnings, *doubts]
     if guess != case.modality:
         told = case.modality.upper()
         warnings.append(f"The scan was taken for {told} as told, but looks like {guess.upper()}: {reason}.")
@@ -75,10 +65,26 @@ def examine(segmenter: Segmenter, case: Case) -> dict[str, Any]:
         "intensity": intensity(volume),
         "modality": case.modality,
         "reason": reason if guess == case.modality else "as told",
-        "model_error": {**error, "expected": expected, "limit": limit},
+        "model_error": error,
         "estimate": {name: round(value, 2) for name, value in cost.items()},
         "warnings": warnings,
     }
+
+
+def model_error(segmenter: Segmenter, case: Case) -> tuple[dict[str, Any], list[str]]:
+    """How well the model renders the scan, beside what its card expects, and a sentence where that is badly."""
+    error = reconstruction_error(case.volume, case.reconstruction(), case.modality)
+    expected = (segmenter.describe().get("reconstruction_mae") or {}).get(case.modality)
+    limit = LIMIT[case.modality] if expected is None else TOLERANCE * expected
+    warnings = []
+    if error["mae"] is None:
+        warnings.append("The scan shows no body to measure the model's error in; look at its intensities.")
+    elif error["mae"] > limit:
+        warnings.append(
+            f"The model renders this scan with a mean error of {error['mae']:.3g} {error['unit']}, "
+            f"more than the {limit:.3g} that it should stay under; check its units and modality."
+        )
+    return {**error, "expected": expected, "limit": limit}, warnings
 
 
 def geometry(volume: Volume) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write scan and truth, segment the scan from its file as a user would, print places and Dice."""
+    from diffugts.bench.metrics import dice
     from diffugts.io import read_mask, write_nifti
     from diffugts.segmenter import Segmenter
 
@@ -43,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
         progress("loading", 0.0)
         case = Segmenter.from_pretrained("compact", device=args.device).encode(scan, progress=progress)
         result = case.segment([PROMPT], seed=0, progress=progress)
-        folder = result.save(args.output) / result[PROMPT].understood.slug
+        saved = result.save(args.output, report=True)
+        folder = saved / result[PROMPT].understood.slug
     found = read_mask(folder / "mask.nii.gz", case.volume)
     outcome = {
         "scan": str(scan),
@@ -51,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         "prompt": PROMPT,
         "mask": str(folder / "mask.nii.gz"),
         "preview": str(folder / "preview.png"),
+        "report": str(saved / "report.html"),
         "truth_ml": round(float(planted.sum()) * volume.voxel_ml, 2),
         "mask_ml": round(float(found.sum()) * volume.voxel_ml, 2),
         "dice": round(dice(found, planted > 0), 4),
@@ -86,16 +89,11 @@ def patient() -> tuple[Volume, npt.NDArray[Any]]:
     return Volume(image, affine, unit="HU", source="patient"), (sample.lesion > 0).astype(np.uint8)
 
 
-def dice(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
-    """2·|A∩B| / (|A|+|B|) of two bool masks; 1 when both are empty."""
-    total = int(first.sum()) + int(second.sum())
-    return 2.0 * int((first & second).sum()) / total if total else 1.0
-
-
 def _print(outcome: dict[str, Any]) -> None:
     print(f"A synthetic CT with one planted liver tumour, segmented with the prompt {outcome['prompt']!r}:")
     print(f"  scan     {outcome['scan']}")
     print(f"  truth    {outcome['truth']} ({outcome['truth_ml']} ml)")
     print(f"  mask     {outcome['mask']} ({outcome['mask_ml']} ml)")
     print(f"  preview  {outcome['preview']}")
+    print(f"  report   {outcome['report']}")
     print(f"  Dice     {outcome['dice']:.3f} against the truth, in {outcome['seconds']} s")

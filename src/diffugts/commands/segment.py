@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffugts.commands import options
-from diffugts.commands.terminal import complain, explain, json_line, progress_bar
+from diffugts.commands.terminal import Bar, complain, explain, json_line, progress_bar
 from diffugts.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="SCAN",
-        help="NIfTI, NRRD or MHA file, or folder with a DICOM series",
+        help="NIfTI, NRRD or MHA file, or folder with DICOM series",
     )
     parser.add_argument(
         "-p",
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to find; repeatable",
     )
     options.add_output(parser)
+    options.add_series(parser)
     options.add_model_options(parser)
     parser.add_argument(
         "--region",
@@ -56,6 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=options.at_least(1), metavar="N", help="diffusion steps (default: the model's own)"
     )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="also write report.html for each case, an index.html over several, and a copy of the scan for "
+        "`diffugts view` and `diffugts figure`",
+    )
+    options.add_exports(parser)
+    options.add_reach(parser)
     parser.add_argument("--skip-done", action="store_true", help="leave cases alone that are done with these settings")
     options.add_json(parser, "each case")
 
@@ -63,12 +72,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Segment each scan; a case that fails is reported and the others still run."""
     load = _once(lambda: _load(args))
-    failed = 0
-    for job in plan(args.scans, args.output):
+    lines: list[dict[str, Any]] = []
+    jobs = plan(args.scans, args.output)
+    for job in jobs:
         line = run_case(args, job, load)
-        failed += line["status"] == "failed"
+        lines.append(line)
         _report(args, line)
-    return 1 if failed else 0
+        if args.report and len(jobs) > 1:  # after each case: what an interruption leaves behind has its index too
+            _index(args, lines)
+    return 1 if any(line["status"] == "failed" for line in lines) else 0
 
 
 @dataclass(frozen=True)
@@ -95,8 +107,10 @@ def plan(scans: Iterable[Path], output: Path) -> list[Job]:
     return [Job(scan, output / name) for scan, name in zip(distinct, unique_names(names), strict=True)]
 
 
-def run_case(args: argparse.Namespace, job: Job, load: Callable[[], Segmenter]) -> dict[str, Any]:
-    """Segment one scan and save the result; returns what `--json` prints for it."""
+def run_case(
+    args: argparse.Namespace, job: Job, load: Callable[[], Segmenter], bar: Bar = progress_bar
+) -> dict[str, Any]:
+    """Segment one scan and save the result; returns what `--json` prints for it. `bar` shows the progress."""
     started = time.perf_counter()
     line: dict[str, Any] = {"case": job.folder.name, "status": "done", "scan": str(job.scan)}
     try:
@@ -104,9 +118,12 @@ def run_case(args: argparse.Namespace, job: Job, load: Callable[[], Segmenter]) 
         manifest = _finished(job.folder, asked) if args.skip_done else None
         if manifest is not None:
             line["status"] = "skipped"
+            manifest = _reported(job, manifest, args.series) if args.report else manifest
         else:
-            manifest = _segment(args, job, asked, load)
+            manifest = _segment(args, job, asked, load, bar)
         line |= {"output": str(job.folder), "prompts": _summaries(manifest), "warnings": manifest["warnings"]}
+        if args.report:
+            line["report"] = str(job.folder / manifest["report"])
     except Exception as error:
         if args.debug:
             raise
@@ -118,9 +135,11 @@ def run_case(args: argparse.Namespace, job: Job, load: Callable[[], Segmenter]) 
 def request(args: argparse.Namespace, scan: Path) -> dict[str, Any]:
     """All that decides the result, as it goes into the manifest; `--skip-done` compares it."""
     from diffugts._version import __version__
+    from diffugts.export import check_exports
     from diffugts.prompts import parse
 
     options.must_exist(scan)
+    check_exports(scan, args.exports)
     if args.region is not None:
         options.must_exist(args.region)
     return {
@@ -128,38 +147,41 @@ def request(args: argparse.Namespace, scan: Path) -> dict[str, Any]:
         "scan_sha256": fingerprint(scan),
         "prompts": [parse(text).text for text in dict.fromkeys(args.prompts)],
         "model": args.model,
-        "weights_sha256": model_hashes(args.model),
+        "weights_sha256": model_hashes(args.model, args.home),
         "modality": args.modality,
         "region_sha256": None if args.region is None else fingerprint(args.region),
         "seed": args.seed,
         "seeds": args.seeds,
         "steps": args.steps,
+        **_reach(args),
+        "series": args.series,
+        "exports": sorted(args.exports),
     }
 
 
 def fingerprint(path: Path) -> str | None:
-    """sha256 of a file, or of all files in a folder; None where there is nothing to read."""
+    """sha256 of a file, or of all files in a folder and below it; None where there is nothing to read."""
     import hashlib
 
+    from diffugts.io import files_below
+
     digest = hashlib.sha256()
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    found = False
+    files = list(files_below(path)) if path.is_dir() else [path]
     for file in files:
-        if file.is_file():
-            found = True
-            digest.update(file.name.encode("utf-8", "surrogateescape") + b"\0")
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest() if found else None
+        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest() if files else None
 
 
-def model_hashes(model: str) -> dict[str, str]:
+def model_hashes(model: str, home: Path | None = None) -> dict[str, str]:
     """sha256 of each weight file as the model's record has it; empty where there is no record."""
     from diffugts.backbone.weights import model_folder, read_info
 
     try:
-        return {file.path: file.sha256 for file in read_info(model_folder(model)).files}
+        return {file.path: file.sha256 for file in read_info(model_folder(model, home)).files}
     except WeightsError:  # for the segmenter to judge, should it come to that
         return {}
 
@@ -167,7 +189,12 @@ def model_hashes(model: str) -> dict[str, str]:
 def _load(args: argparse.Namespace) -> Segmenter:
     from diffugts.segmenter import Segmenter
 
-    return Segmenter.from_pretrained(args.model, device=args.device)
+    segmenter = Segmenter.from_pretrained(args.model, device=args.device, **options.placed(args))
+    known = segmenter.describe()
+    if known.get("licence"):  # once: what may be done with the weights
+        only = ", for non-commercial use only" if known.get("non_commercial") else ""
+        complain(f"model {known['model']}: weights under {known['licence']}{only}")
+    return segmenter
 
 
 def _once(make: Callable[[], Any]) -> Callable[[], Any]:
@@ -183,14 +210,18 @@ def _once(make: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _segment(
-    args: argparse.Namespace, job: Job, asked: dict[str, Any], load: Callable[[], Segmenter]
+    args: argparse.Namespace, job: Job, asked: dict[str, Any], load: Callable[[], Segmenter], bar: Bar
 ) -> dict[str, Any]:
+    from diffugts.commands.check import model_error
+    from diffugts.export import empty_exports
     from diffugts.report.save import read_manifest
 
-    with progress_bar(job.folder.name) as progress:
+    with bar(job.folder.name) as progress:
         progress("loading", 0.0)
         segmenter = load()
-        case = segmenter.encode(job.scan, modality=args.modality, progress=progress)
+        case = segmenter.encode(
+            options.scan_of(args, job.scan), modality=args.modality, progress=progress, **_given(args, "roi", "body")
+        )
         region = _region(args.region, case.volume)
         result: Result = case.segment(
             asked["prompts"],
@@ -199,15 +230,55 @@ def _segment(
             steps=args.steps,
             region=region,
             progress=progress,
+            **_given(args, "guidance", "organ_map"),
         )
+        measured: dict[str, Any] = {}
+        doubts: list[str] = []
+        if args.report:
+            progress("decode", 1.0)
+            measured["model_error"], doubts = model_error(segmenter, case)
         progress("writing", 1.0)
-        warnings = [*case.warnings, *(w for answer in result.prompts.values() for w in answer.warnings)]
-        noted = {**result.manifest, "request": asked, "warnings": list(dict.fromkeys(warnings))}
-        folder = replace(result, manifest=noted).save(job.folder.parent, name=job.folder.name)
+        warnings = [*case.warnings, *doubts, *(w for answer in result.prompts.values() for w in answer.warnings)]
+        warnings += empty_exports(result.prompts, args.exports)
+        noted = {**result.manifest, **measured, "request": asked, "warnings": list(dict.fromkeys(warnings))}
+        folder = replace(result, manifest=noted).save(
+            job.folder.parent, name=job.folder.name, report=args.report, exports=args.exports
+        )
     manifest = read_manifest(folder)
     if manifest is None:
         raise OSError(f"the manifest in {folder} vanished while it was written")
     return manifest
+
+
+def _reported(job: Job, manifest: dict[str, Any], series: str | None) -> dict[str, Any]:
+    """The manifest of a case that was done before, with its report, which is added where there is none."""
+    from diffugts.io import read_volume
+    from diffugts.report.load import finished, load_result
+    from diffugts.report.save import add_report
+
+    if (job.folder / str(manifest.get("report"))).is_file():
+        return manifest
+    add_report(load_result(job.folder, read_volume(job.scan, series)), job.folder)
+    return finished(job.folder)
+
+
+def _index(args: argparse.Namespace, lines: list[dict[str, Any]]) -> None:
+    from diffugts.report.index import write_index
+
+    write_index(lines, args.output)
+
+
+def _reach(args: argparse.Namespace) -> dict[str, Any]:
+    """`--roi` and the like as the manifest keeps them: files by their content."""
+    if args.organ_map is not None:
+        options.must_exist(args.organ_map)
+    found = _given(args, "roi", "body", "guidance", "organ_map")
+    return {name: fingerprint(Path(v)) if Path(str(v)).is_file() else v for name, v in found.items()}
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options among `names` that the user gave."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def _region(path: Path | None, volume: Any) -> Any:
@@ -256,6 +327,8 @@ def _report(args: argparse.Namespace, line: dict[str, Any]) -> None:
             complain(f"{line['case']}: warning: {warning}")
     note = "done before" if line["status"] == "skipped" else f"{line['seconds']:.1f} s"
     print(f"{line['case']} ({note}) -> {line['output']}")
+    if args.report:
+        print(f"  report -> {line['report']}")
     for text, answer in line["prompts"].items():
         plural = "" if answer["lesions"] == 1 else "s"
         size = (

@@ -6,12 +6,13 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from diffugts.errors import DiffuGTSError
 
 Progress = Callable[[str, float], None]
+Bar = Callable[[str], AbstractContextManager[Progress]]
 
 
 def complain(sentence: str) -> None:

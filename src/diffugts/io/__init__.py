@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..volume import Volume
 from .atomic import atomic_path, atomic_write
 from .checks import MAX_VOXELS, displacement_mm, squeezed, validate
-from .dicom import read_dicom
+from .dicom import files_below, read_dicom
 from .itk import read_itk
 from .nifti import read_nifti, write_nifti
 
@@ -24,6 +24,7 @@ __all__ = [
     "atomic_path",
     "atomic_write",
     "case_name",
+    "files_below",
     "from_array",
     "read_mask",
     "read_volume",
@@ -50,7 +51,7 @@ _RESERVED = {"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lp
 
 
 def read_volume(path: str | os.PathLike[str], series_uid: str | None = None, max_voxels: int = MAX_VOXELS) -> Volume:
-    """Read a scan: a NIfTI, NRRD or MetaImage file, or a folder that holds a DICOM series.
+    """Read a scan: a NIfTI, NRRD or MetaImage file, or a folder that holds DICOM series.
 
     Args:
         path: the file (.nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd) or folder.

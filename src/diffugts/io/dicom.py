@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,17 +16,17 @@ import numpy.typing as npt
 from ..errors import InputError
 from ..volume import Volume
 from .checks import MAX_VOXELS, check_shape, reason
-from .itk import LPS_TO_RAS
+from .dicom_stack import Slice, stacked
 
 log = logging.getLogger(__name__)
 
 MODALITIES = {"CT": "ct", "MR": "mr"}
 
-TILT_TOLERANCE = 1e-2
-"""Sine of the angle between the way slices are stacked and their normal; a tilted gantry has 0.1 and more."""
+MAX_FILES = 20_000
+"""Files that a folder may hold: a study has a few thousand, a disk that was named by mistake has more."""
 
-GAP_TOLERANCE = 0.1
-"""Slice distances may differ by this part of their median, or by as many mm: headers round positions."""
+MAX_LISTED = 20
+"""Series that a message lists."""
 
 _TAGS = [
     *("Modality", "SeriesInstanceUID", "SeriesDescription", "NumberOfFrames", "SamplesPerPixel"),
@@ -32,12 +35,28 @@ _TAGS = [
 ]
 
 
+@dataclass(frozen=True)
+class DicomSeries:
+    """Where a volume came from, so that results can refer to it (`Volume.header` of a DICOM scan).
+
+    Attributes:
+        uid: SeriesInstanceUID.
+        files: one per slice, in the order of the volume's last axis.
+    """
+
+    uid: str
+    files: tuple[Path, ...]
+
+
 def read_dicom(folder: Path, series_uid: str | None = None, max_voxels: int = MAX_VOXELS) -> Volume:
     """Read the CT or MR series in a folder; CT comes in HU.
 
     Args:
-        folder: holds the slices, in any order and under any names; other files are passed over.
+        folder: holds the slices, in any order, under any names and in any subfolders; other files are passed over.
         series_uid: SeriesInstanceUID of the series to take where the folder holds several.
+
+    Returns:
+        The volume, axes as in the images: columns, rows, slices along their normal. Its header is a `DicomSeries`.
 
     Raises:
         InputError: no or several series, another modality, multi-frame files, slices missing, doubled or
@@ -45,31 +64,24 @@ def read_dicom(folder: Path, series_uid: str | None = None, max_voxels: int = MA
     """
     name = folder.resolve().name
     slices = _select(_headers(folder), series_uid, name)
-    affine, slices = _geometry(slices, name)
+    affine, slices = stacked(slices, name)
     first = slices[0].header
     check_shape((int(first.Columns), int(first.Rows), len(slices)), name, max_voxels)
     modality = MODALITIES[first.Modality]
     unit = _unit([s.header for s in slices], name) if modality == "ct" else "arbitrary"
     _check_whole(slices, name)
     array = _voxels(slices, name)
-    return Volume(array, affine, unit=unit, source=name, modality=modality)
-
-
-class Slice(NamedTuple):
-    """One image file: its header, and the bytes from where its pixels start to the end of the file."""
-
-    path: Path
-    header: Any
-    room: int
+    series = DicomSeries(str(first.SeriesInstanceUID), tuple(s.path for s in slices))
+    return Volume(array, affine, unit=unit, header=series, source=name, modality=modality)
 
 
 def _headers(folder: Path) -> dict[str, list[Slice]]:
-    """Headers of the DICOM images in a folder, by series."""
+    """Headers of the DICOM images in a folder and below it, by series."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
     series: dict[str, list[Slice]] = defaultdict(list)
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+    for path in files_below(folder):
         try:
             with path.open("rb") as file:
                 header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
@@ -85,24 +97,41 @@ def _headers(folder: Path) -> dict[str, list[Slice]]:
     return dict(series)
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files of a folder and its subfolders, in a fixed order; links to folders are not followed.
+
+    Raises:
+        InputError: more of them than a study has.
+    """
+    count = 0
+    for parent, below, names in os.walk(folder):
+        below.sort()
+        for path in (Path(parent, name) for name in sorted(names)):
+            if path.is_file():
+                count += 1
+                if count > MAX_FILES:
+                    raise InputError(
+                        f"{folder.resolve().name} holds more than {MAX_FILES:,} files; give the series' own folder."
+                    )
+                yield path
+
+
 def _select(series: dict[str, list[Slice]], uid: str | None, name: str) -> list[Slice]:
     """The one series to read, refused by name where there is none or a choice."""
     if not series:
         raise InputError(f"{name} is a folder without DICOM images; give the series' own folder.")
-    listed = "; ".join(
-        f"{key} ({first.get('Modality', '?')}, {len(s)} slices, {first.get('SeriesDescription', '')})"
-        for key, s in series.items()
-        for first in [s[0].header]
-    )
     if uid is not None:
         if uid not in series:
-            raise InputError(f"{name} holds no series {uid}; it holds {listed}.")
+            raise InputError(f"{name} holds no series {_word(uid)}; it holds {_listed(series)}.")
         chosen = series[uid]
     else:
         scans = [s for s in series.values() if s[0].header.get("Modality") in MODALITIES]
         scans = scans or list(series.values())
         if len(scans) > 1:
-            raise InputError(f"{name} holds {len(scans)} series: {listed}; keep one per folder, or pass series_uid.")
+            raise InputError(
+                f"{name} holds {len(scans)} series: {_listed(series)}; name one with --series UID (in Python "
+                "read_volume(folder, series_uid=...)), or give its own folder."
+            )
         chosen = scans[0]
     modality = chosen[0].header.get("Modality")
     if modality not in MODALITIES:
@@ -114,77 +143,21 @@ def _select(series: dict[str, list[Slice]], uid: str | None, name: str) -> list[
     return chosen
 
 
-def _numbers(item: Slice, tag: str, count: int) -> npt.NDArray[np.float64]:
-    """A geometric attribute as floats, refused where it is missing or not finite."""
-    try:
-        values = np.array([float(v) for v in item.header.get(tag, None) or ()])
-    except (TypeError, ValueError):
-        values = np.empty(0)
-    if values.size != count or not np.isfinite(values).all():
-        raise InputError(
-            f"{item.path.parent.resolve().name}: slice {item.path.name} has no usable {tag} "
-            "(missing, NaN or infinite); export the series again."
-        )
-    return values
-
-
-def _geometry(slices: list[Slice], name: str) -> tuple[npt.NDArray[np.float64], list[Slice]]:
-    """The series' affine (RAS+ mm) and its slices in order along their normal."""
-    plane = [
-        np.concatenate([_numbers(s, "ImageOrientationPatient", 6), _numbers(s, "PixelSpacing", 2)]) for s in slices
+def _listed(series: dict[str, list[Slice]]) -> str:
+    """The series in words: what a person needs in order to choose."""
+    entries = [
+        f"{_word(uid)} ({_word(first.get('SeriesDescription', '')) or 'no description'}, "
+        f"{_word(first.get('Modality', '')) or 'no modality'}, {len(s)} slice{'' if len(s) == 1 else 's'})"
+        for uid, s in series.items()
+        for first in [s[0].header]
     ]
-    sizes = {(int(s.header.Rows), int(s.header.Columns)) for s in slices}
-    if len(sizes) > 1 or np.abs(np.array(plane) - plane[0]).max() > 1e-3:
-        raise InputError(
-            f"{name} mixes slices of different orientation, spacing or size in one series (a localizer?); "
-            "keep only those of one stack."
-        )
-    if len(slices) < 2:
-        raise InputError(f"{name} holds a single 2D slice; give the whole series.")
-    row, column, (row_mm, column_mm) = plane[0][:3], plane[0][3:6], plane[0][6:]
-    normal = np.cross(row, column)
-    positions = np.array([_numbers(s, "ImagePositionPatient", 3) for s in slices])
-    order = np.argsort(positions @ normal, kind="stable")
-    slices, positions = [slices[i] for i in order], positions[order]
-    _check_stack(positions, normal, [s.path.name for s in slices], name)
-    step = (positions[-1] - positions[0]) / (len(slices) - 1)
-    affine = np.eye(4)
-    affine[:3] = np.stack([row * column_mm, column * row_mm, step, positions[0]], axis=1)
-    return LPS_TO_RAS @ affine, slices
+    more = f"; and {len(entries) - MAX_LISTED} more" if len(entries) > MAX_LISTED else ""
+    return "; ".join(entries[:MAX_LISTED]) + more
 
 
-def _check_stack(
-    positions: npt.NDArray[np.float64], normal: npt.NDArray[np.float64], files: list[str], name: str
-) -> None:
-    """Refuse slices that are doubled, missing, uneven or stacked askew."""
-    heights = positions @ normal
-    gaps = np.diff(heights)
-    usual = float(np.median(gaps))
-    tolerance = GAP_TOLERANCE * max(usual, 1.0)
-    if gaps.min() <= min(0.01, 0.1 * max(usual, 0.0)):
-        i = int(gaps.argmin())
-        raise InputError(
-            f"{name} has two slices at the same position ({files[i]} and {files[i + 1]}); "
-            "keep one phase or time point per folder."
-        )
-    if np.abs(gaps - usual).max() > tolerance:
-        i = int(np.abs(gaps - usual).argmax())
-        count = gaps[i] / usual
-        what = f"about {round(count) - 1} slice(s) missing" if count > 1.5 else "uneven slices"
-        raise InputError(
-            f"{name} has {what}: {gaps[i]:.2f} mm between {files[i]} and {files[i + 1]} where the others are "
-            f"{usual:.2f} mm apart; export the whole series again or resample it."
-        )
-    span = positions[-1] - positions[0]
-    askew = float(np.linalg.norm(span - normal * (span @ normal)) / np.linalg.norm(span))
-    if askew > TILT_TOLERANCE:
-        raise InputError(
-            f"{name} was taken with a tilted gantry ({np.degrees(np.arcsin(askew)):.1f} degrees), so its "
-            "voxels are sheared; resample it to a straight grid first, for instance with dcm2niix."
-        )
-    line = positions[0] + np.linspace(0, 1, len(positions))[:, None] * span
-    if np.linalg.norm(positions - line, axis=1).max() > max(1.0, tolerance * len(positions) ** 0.5):
-        raise InputError(f"{name} has slices off one straight line; keep only those of one stack.")
+def _word(value: object) -> str:
+    """A header's text for a message: one line, printable, at most 64 characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in ("" if value is None else str(value))).split())[:64]
 
 
 def _check_whole(slices: list[Slice], name: str) -> None:
@@ -213,12 +186,28 @@ def _unit(headers: list[Any], name: str) -> str:
     return "HU"
 
 
+def _rescale(item: Slice, name: str) -> tuple[float, float]:
+    """A slice's slope and intercept, 1 and 0 where it has none; refused where they make no intensity."""
+    given = [item.header.get(tag, None) for tag in ("RescaleSlope", "RescaleIntercept")]
+    try:
+        slope, intercept = (
+            default if v in (None, "") else float(v) for v, default in zip(given, (1.0, 0.0), strict=True)
+        )
+    except (TypeError, ValueError):
+        slope = intercept = float("nan")
+    if slope == 0 or not np.isfinite([slope, intercept]).all():
+        raise InputError(
+            f"{name}: slice {item.path.name} has RescaleSlope {_word(given[0])} and RescaleIntercept "
+            f"{_word(given[1])}, which give no intensities; export the series again."
+        )
+    return slope, intercept
+
+
 def _voxels(slices: list[Slice], name: str) -> npt.NDArray[Any]:
     """(I, J, K) voxels with each slice's rescale applied: int16 where that is exact, else float32."""
     import SimpleITK as sitk
 
-    headers = [s.header for s in slices]
-    rescales = {(float(h.get("RescaleSlope") or 1), float(h.get("RescaleIntercept") or 0)) for h in headers}
+    rescales = {_rescale(s, name) for s in slices}
     exact = len(rescales) == 1 and all(value.is_integer() for value in next(iter(rescales)))
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(s.path) for s in slices])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -22,20 +22,30 @@ from diffugts.result import PromptResult, Result
 from diffugts.volume import Volume
 
 MANIFEST = "manifest.json"
+REPORT = "report.html"
+SCAN = "scan.nii.gz"  # the copy that a report leaves beside it, for the viewer and for figures
 WRITERS = 2  # files compressed at a time; each needs a copy of its array
 LIBRARIES = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom")
 
 
-def save_result(result: Result, directory: str | Path, name: str | None = None) -> Path:
+def save_result(
+    result: Result,
+    directory: str | Path,
+    name: str | None = None,
+    report: bool = False,
+    exports: Collection[str] = (),
+) -> Path:
     """Write `directory/<case>/manifest.json` and one folder per prompt; return the case's folder.
 
-    Each file appears whole or not at all, and an older manifest is removed first: what an interruption
-    leaves behind never passes for a finished case.
+    With `report`, `report.html` and a copy of the scan lie beside the manifest. Each file appears whole or not
+    at all, and an older manifest is removed first: what an interruption leaves behind never passes for a
+    finished case.
 
     Raises:
         InputError: when `name` is no plain folder name, or the folder cannot be written.
     """
-    from diffugts.io import atomic_path, case_name
+    from diffugts.export import save_exports
+    from diffugts.io import case_name
 
     name = case_name(result.volume.source) if name is None else name
     if name in ("", ".", "..") or name != Path(name).name:
@@ -43,7 +53,8 @@ def save_result(result: Result, directory: str | Path, name: str | None = None) 
     folder = Path(directory) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)
+        for old in (MANIFEST, REPORT, SCAN):
+            (folder / old).unlink(missing_ok=True)
         slugs = unique_names(answer.understood.slug for answer in result.prompts.values())
         # The preview's grey values follow what the scan was taken for, also where the user said so.
         volume = replace(result.volume, modality=result.manifest.get("modality", result.volume.modality))
@@ -51,14 +62,30 @@ def save_result(result: Result, directory: str | Path, name: str | None = None) 
             text: _save_answer(answer, volume, text, folder, slug)
             for (text, answer), slug in zip(result.prompts.items(), slugs, strict=True)
         }
-        with atomic_path(folder / MANIFEST) as path:
-            path.write_text(_as_json(_manifest(result, name, prompts)), encoding="utf-8")
+        for text, saved in prompts.items():
+            target = folder / saved["folder"]
+            saved["files"] += save_exports(result[text], result.volume, result.manifest, target, exports)
+        manifest = _manifest(result, name, prompts)
+        if report:
+            manifest = _add_report(replace(result, volume=volume), manifest, folder)
+        _write_manifest(manifest, folder)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
             f"Cannot write to {folder}: {reason}; choose another output folder or free some space."
         ) from error
     return folder
+
+
+def add_report(result: Result, folder: str | Path) -> None:
+    """Write the report of a case that was saved without one, and the copy of its scan.
+
+    Args:
+        result: as `load_result` reads it, its manifest that of the folder.
+        folder: the case's folder.
+    """
+    folder = Path(folder)
+    _write_manifest(_add_report(result, result.manifest, folder), folder)
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
@@ -151,7 +178,23 @@ def _manifest(result: Result, name: str, prompts: dict[str, Any]) -> dict[str, A
     }
 
 
-def _as_json(manifest: dict[str, Any]) -> str:
+def _add_report(result: Result, manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Write the page and the scan; returns the manifest that tells of them."""
+    from diffugts.io import atomic_write, write_nifti
+    from diffugts.report.html import report_page
+
+    write_nifti(_file_order(result.volume.array), result.volume, folder / SCAN)
+    atomic_write(folder / REPORT, report_page(result, manifest))
+    return {**manifest, "scan": {**manifest["scan"], "file": SCAN}, "report": REPORT}
+
+
+def _write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
+    from diffugts.io import atomic_write
+
+    atomic_write(folder / MANIFEST, _as_json(manifest))
+
+
+def _as_json(manifest: Mapping[str, Any]) -> str:
     return json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
 
 

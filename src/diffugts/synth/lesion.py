@@ -90,7 +90,8 @@ PLANTABLE = tuple(_GROWTH)
 def draw_lesion(rng: np.random.Generator, organ: str, centre: Vec) -> Lesion:
     """A random tumour of an organ at a world position."""
     g = _GROWTH[organ]
-    radius = float(np.exp(rng.uniform(*np.log(g.radius))))
+    low, high = np.log(g.radius)
+    radius = float(np.exp(low + (high - low) * rng.random() ** 0.6))  # tumours that people ask about are rarely tiny
     stretch = np.exp(rng.normal(0, 0.18, 3))
     stretch /= stretch.prod() ** (1 / 3)
     m = rotation(rng, 180)

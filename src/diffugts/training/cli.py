@@ -22,12 +22,25 @@ def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `diffugts fit`."""
     parser.description = (
-        "Train adapters, projections, text MLPs and the image-level score on planted tumours, on top of a frozen model."
+        "Train adapters, projections, text MLPs, the image-level score and the residual head on planted tumours, on "
+        "top of a frozen model."
     )
     _add_shared(parser)
     parser.add_argument("--model", default="compact", help="model name or folder that gives the features")
-    parser.add_argument("--steps", type=int, default=800, metavar="N", help="default: %(default)s")
-    parser.add_argument("--exclude", nargs="*", default=[], metavar="ORGAN", help="organs whose tumours are not shown")
+    parser.add_argument("--steps", type=int, default=2000, metavar="N", help="of the attention head: %(default)s")
+    parser.add_argument("--learning-rate", type=float, default=7e-4, metavar="RATE", help="default: %(default)s")
+    parser.add_argument(
+        "--exclude",
+        nargs="*",
+        default=[],
+        metavar="ORGAN",
+        help="organs whose tumours are neither shown nor named: the head goes to DIR/model/held_out/",
+    )
+    parser.add_argument("--from", dest="start", type=Path, metavar="DIR", help="folder with heads to go on from")
+    parser.add_argument(
+        "--examples", type=int, default=400, metavar="N", help="repainted regions for the residual head: %(default)s"
+    )
+    parser.add_argument("--residual-steps", type=int, default=1500, metavar="N", help="default: %(default)s")
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
@@ -66,26 +79,37 @@ def run_fit(args: argparse.Namespace) -> int:
     import shutil
 
     from diffugts.backbone.weights import load_backbone, model_folder, read_info, write_record
-    from diffugts.heads import Settings, save_heads
+    from diffugts.heads import HEADS, Settings, held_out_folder, load_heads, save_heads
     from diffugts.text import default_encoder
-    from diffugts.training.bank import Bank, Item
-    from diffugts.training.fit import train_heads
+    from diffugts.training.bank import Bank
+    from diffugts.training.fit import admitted, train_heads
     from diffugts.training.loop import RunOptions
+    from diffugts.training.residual import train_residual_head
 
-    folder = model_folder(args.model)
+    folder, encoder = model_folder(args.model), default_encoder()
     model = load_backbone(folder)
-
-    def admit(item: Item) -> bool:
-        return item.labelled and not set(item.lesions) & set(args.exclude)
-
-    bank = Bank(_bank(args, model.config.spacing_mm), admit)
-    options = RunOptions(args.steps, args.batch, args.size, 1e-3, warmup=30, ema=0.99, seed=args.seed, on_tumour=0.6)
-    head = train_heads(model, default_encoder(), bank, options, args.output / "heads")
+    start, settings = (
+        load_heads(args.start or folder) if args.start or (folder / HEADS).is_file() else (None, Settings())
+    )
+    modality = model.config.modality or ""  # a model of one modality trains on that one alone
+    bank = Bank(
+        _bank(args, model.config.spacing_mm),
+        lambda item: admitted(item, args.exclude) and item.modality.startswith(modality[:2]),
+    )
+    options = RunOptions(
+        args.steps, args.batch, args.size, args.learning_rate, warmup=50, ema=0.995, seed=args.seed, on_tumour=0.7
+    )
+    head = train_heads(
+        model, encoder, bank, options, args.output / "heads", args.exclude, start if args.start else None
+    ).eval()
+    residual = train_residual_head(
+        model, head, encoder, bank, args.output / "residual", args.examples, args.residual_steps, args.seed
+    )
     out = args.output / "model"
     if folder.resolve() != out.resolve():
         shutil.copytree(folder, out, dirs_exist_ok=True)
-    seen = sorted({organ for item in bank.items for organ in item.lesions})
-    save_heads(out, head, Settings(), seen)
+    seen = sorted({organ for item in bank.items for organ in item.lesions if organ})
+    save_heads(held_out_folder(out, args.exclude) if args.exclude else out, head, settings, seen, residual)
     info = read_info(folder)
     write_record(out, info.licence, info.origin, info.reconstruction_mae)
     return 0

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffugts.aova import Attention, AttentionConfig, AttentionHead
-from diffugts.backbone.latent_diffusion import Conditions, LatentDiffusion
+from diffugts.backbone.conditions import Conditions
+from diffugts.backbone.latent_diffusion import LatentDiffusion
 from diffugts.prompts import parse
 from diffugts.text import TextEncoder
-from diffugts.training.bank import TUMOUR, UNKNOWN, Bank, Patch
+from diffugts.training.bank import TUMOUR, UNKNOWN, Bank, Item, Patch
 from diffugts.training.loop import Batch, RunOptions, train
 
 GENERIC = ("tumor", "lesion", "mass", "abnormality")
@@ -30,8 +31,12 @@ ELSEWHERE = (
     "lung", "liver", "kidney", "spleen", "pancreas", "colon", "stomach", "adrenal gland", "bladder", "breast",
     "bone", "soft tissue", "brain", "prostate", "thyroid", "ovary", "head and neck",
 )  # fmt: skip
+FAR_FROM = {"torso": ("brain",), "head and neck": ("liver", "kidney", "colon", "bladder", "prostate")}
 PROMPT_OF = {"adrenal": "adrenal gland"}  # organs of synthetic patients whose prompt has another name
 CONTRASTIVE_TEMPERATURE = 0.07
+USUAL_SIZE = 1000  # of a lesion, in voxels of the attention's grid: what an absent lesion's errors are divided by
+SLOW = (".text.", ".keys.", ".queries.")  # factors of one product: at the full rate every map swings with each step
+UNTRUSTED = 0.3  # weight of tissue in a scan whose patient may have tumours that nobody outlined
 SAME_PROMPT = 0.98  # cosine above which two drawn vectors come from one prompt
 
 
@@ -43,20 +48,35 @@ class Question:
     lesions: tuple[int, ...]
 
 
-def questions(patch: Patch, rng: np.random.Generator, count: int = 4) -> list[Question]:
-    """Prompts for one patch: its organs' tumours, any tumour, and organs that have none there."""
+def questions(patch: Patch, rng: np.random.Generator, count: int = 4, excluded: Sequence[str] = ()) -> list[Question]:
+    """``count`` prompts for one patch: any tumour, its organs' tumours, and last an organ that has none there.
+
+    Most prompts mean what is there. With as many that do not, their losses cancel on a tumour's voxels until the
+    text is understood, and nothing is learnt for a long time.
+
+    Args:
+        excluded: organs that are never named, since the head must not have seen them.
+    """
     organs = [PROMPT_OF.get(organ, organ) for organ in patch.item.lesions]
-    if "" in organs:  # planted in a real scan, organ not known: it is a tumour, and that is all one can ask
-        return [Question(str(prompt), (TUMOUR,)) for prompt in rng.choice(GENERIC, 2, replace=False)]
     flags = tuple(TUMOUR + i for i in range(len(organs)))
-    asked = [Question(str(rng.choice(GENERIC)), flags)]
-    for organ in dict.fromkeys(organs):
-        here = tuple(flag for flag, name in zip(flags, organs, strict=True) if name == organ)
-        asked.append(Question(f"{organ} {rng.choice(FINDINGS)}", here))
-    absent = [organ for organ in ELSEWHERE if organ not in organs]
-    for organ in rng.choice(absent, max(count - len(asked), 1), replace=False):
-        asked.append(Question(f"{organ} {rng.choice(FINDINGS)}", ()))
-    return asked[:count]
+    generic = [Question(str(prompt), flags) for prompt in rng.permutation(GENERIC)]
+    own, absent = [], [organ for organ in ELSEWHERE if organ not in organs and organ not in excluded]
+    if "" in organs:  # planted in a real scan, organ not known: only what lies elsewhere is surely absent
+        absent = [organ for organ in FAR_FROM.get(patch.item.anatomy, ()) if organ not in excluded]
+    else:
+        for organ in dict.fromkeys(organs):
+            here = tuple(flag for flag, name in zip(flags, organs, strict=True) if name == organ)
+            own.append(Question(f"{organ} {rng.choice(FINDINGS)}", here))
+    away = [Question(f"{organ} {rng.choice(FINDINGS)}", ()) for organ in rng.permutation(absent)[:1]]
+    return [*(generic[:1] + own + generic[1:])[: count - len(away)], *away]
+
+
+def admitted(item: Item, excluded: Sequence[str] = ()) -> bool:
+    """Whether an item may train a head that must never see tumours of the excluded organs."""
+    if not item.labelled or set(item.lesions) & set(excluded):
+        return False
+    # Grafts of unknown organ may lie in any soft tissue; the lung alone is always told apart.
+    return "" not in item.lesions or not set(excluded) - {"lung"}
 
 
 class PromptVectors:
@@ -85,50 +105,51 @@ def _some(vectors: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def train_heads(
-    model: LatentDiffusion, encoder: TextEncoder, bank: Bank, options: RunOptions, out: Path
-) -> AttentionHead:
+    model: LatentDiffusion, encoder: TextEncoder, bank: Bank, options: RunOptions, out: Path,
+    excluded: Sequence[str] = (), start: AttentionHead | None = None,
+) -> AttentionHead:  # fmt: skip
     """Train adapters, projections, text MLPs and the image-level score on a frozen model.
+
+    Args:
+        bank: of items that ``admitted`` with the same ``excluded``.
+        excluded: organs that are never named.
+        start: a head to go on from, for instance one that saw fewer organs.
 
     Returns:
         The head with averaged weights.
     """
     torch.manual_seed(options.seed)
     model.frozen()
-    head = AttentionHead(AttentionConfig(model.feature_channels, encoder.dim, encoder.name))
+    head = AttentionHead(AttentionConfig.of(model.feature_channels, model.feature_strides, encoder.dim, encoder.name))
     vectors = PromptVectors(encoder)
-    if not (out / "state.pt").exists():
+    if start is not None:
+        head.load_state_dict(start.state_dict())
+    elif not (out / "state.pt").exists():
         _fit_statistics(head, model, bank, options)
+        _fit_text_statistics(head, vectors, excluded)
 
     def loss_of(batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        terms, asked = [], []
-        for image, flags, patch in zip(batch.image, batch.flags, batch.patches, strict=True):
-            stages = features(model, image[None], _conditions(patch, rng))
-            put = questions(patch, rng)
-            pairs = [vectors.draw(question.prompt, rng) for question in put]
-            abnormal, normal = (torch.stack(side) for side in zip(*pairs, strict=True))
-            with torch.autocast("cpu", enabled=False):
-                attention = head(stages, abnormal, normal)
-            target = torch.stack([_target(flags[0], question) for question in put])
-            terms.append(_patch_loss(attention, target, flags[0] > UNKNOWN))
-            asked.append((attention, abnormal, target.flatten(1).any(1)))
-        loss = torch.stack([term["total"] for term in terms]).mean()
-        contrast = contrastive(asked, head)
-        figures = {key: torch.stack([term[key] for term in terms]).mean().item() for key in terms[0]}
+        put = [questions(patch, rng, excluded=excluded) for patch in batch.patches]
+        pairs = [[vectors.draw(question.prompt, rng) for question in asked] for asked in put]
+        abnormal, normal = (torch.stack([torch.stack([p[side] for p in row]) for row in pairs]) for side in (0, 1))
+        attention = head(features(model, batch.image, batch.patches), abnormal, normal)
+        target = torch.stack([_targets(flags[0], asked) for flags, asked in zip(batch.flags, put, strict=True)])
+        loss, figures = attention_loss(attention, target, voxel_weights(batch))
+        contrast = contrastive(attention.pooled, abnormal, target.flatten(2).any(2), head)
         return loss + 0.1 * contrast, {**figures, "contrastive": contrast.item()}
 
-    train({"head": head}, loss_of, bank, options, out)
+    train({"head": head}, loss_of, bank, options, out, SLOW)
     return head
 
 
-def features(model: LatentDiffusion, image: Tensor, conditions: Conditions) -> list[Tensor]:
-    """Frozen stage features of one patch (1, 1, S, S, S), (C_l, ·) float32 each."""
-    with torch.no_grad():
-        encoding = model.encode(image, conditions)
-    return [stage[0].float().clone() for stage in encoding.stages]
+def features(model: LatentDiffusion, image: Tensor, patches: Sequence[Patch]) -> list[Tensor]:
+    """Frozen stage features of patches (N, 1, S, S, S), (N, C_l, ·) each."""
+    conditions = [conditions_of(patch) for patch in patches]
+    return [stage.clone() for stage in model.encode_patches(image, conditions).stages]
 
 
-def _conditions(patch: Patch, rng: np.random.Generator) -> Conditions:
+def conditions_of(patch: Patch) -> Conditions:
     """As at inference: CT or MR, the sequence unknown."""
     return Conditions(patch.item.spacing, patch.item.modality.split("-")[0])
 
@@ -140,46 +161,63 @@ def _fit_statistics(head: AttentionHead, model: LatentDiffusion, bank: Bank, opt
     for _ in range(24):
         patch = bank.sample(rng, options.size)
         image = torch.from_numpy(patch.image)[None, None]
-        for index, stage in enumerate(features(model, image, _conditions(patch, rng))):
-            sums[index].append(stage.flatten(1)[:, ::7])
+        for index, stage in enumerate(features(model, image, [patch])):
+            sums[index].append(stage[0].float().flatten(1)[:, ::7])
     for index, found in enumerate(sums):
         values = torch.cat(found, dim=1)
         head.get_buffer(f"mean_{index}").copy_(values.mean(1))
         head.get_buffer(f"deviation_{index}").copy_(values.std(1).clamp_min(1e-4))
 
 
-def _target(flags: Tensor, question: Question) -> Tensor:
-    return torch.isin(flags, torch.tensor(question.lesions, dtype=flags.dtype)).float()
+def _fit_text_statistics(head: AttentionHead, vectors: PromptVectors, excluded: Sequence[str]) -> None:
+    """Mean and deviation of the vectors of many prompts: what all short medical phrases share tells nothing."""
+    organs = [organ for organ in ELSEWHERE if organ not in excluded]
+    prompts = [*GENERIC, *(f"{organ} {finding}" for organ in organs for finding in FINDINGS)]
+    rng = np.random.default_rng(0)
+    found = torch.stack([vector for prompt in prompts for vector in vectors.draw(prompt, rng)])
+    head.get_buffer("text_mean").copy_(found.mean(0))
+    head.get_buffer("text_deviation").copy_((found - found.mean(0)).std())
 
 
-def _patch_loss(attention: Attention, target: Tensor, known: Tensor) -> dict[str, Tensor]:
-    """Voxel losses on the attention's own grid and the image-level loss; one value each.
+def _targets(flags: Tensor, asked: Sequence[Question]) -> Tensor:
+    """(P, S, S, S) 1 where a question's lesions are."""
+    return torch.stack([torch.isin(flags, torch.tensor(q.lesions, dtype=flags.dtype)) for q in asked]).float()
+
+
+def voxel_weights(batch: Batch) -> Tensor:
+    """(N, 1, S, S, S) how much each voxel is believed: a patient's own, unlabelled tumours count as healthy here."""
+    trust = torch.tensor([1.0 if patch.item.trusted else UNTRUSTED for patch in batch.patches])
+    healthy = trust.view(-1, 1, 1, 1, 1).expand(batch.flags.shape)
+    return torch.where(batch.flags >= TUMOUR, 1.0, torch.where(batch.flags > UNKNOWN, healthy, 0.0))
+
+
+def attention_loss(attention: Attention, target: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Voxel losses on the attention's own grid and the image-level loss.
 
     Args:
-        target: (P, S, S, S) 0 or 1. known: (S, S, S) bool, what may be supervised.
+        attention: of N patches, P prompts each.
+        target: (N, P, S, S, S) 0 or 1. weight: (N, 1, S, S, S) of each voxel, 0 where nothing is known.
     """
-    logits = attention.logits
-    _, depth, height, width = logits.shape
-    y = F.adaptive_avg_pool3d(target[None], (depth, height, width))[0]
-    w = F.adaptive_avg_pool3d(known[None].float(), (depth, height, width))[0]
-    p = torch.sigmoid(logits)
-    present = y.flatten(1).amax(1) > 0.5
-    dice = soft_dice(p, y, w) + soft_dice(1 - p, 1 - y, w)
-    focal = (w * focal_loss(logits, y, gamma=1.0)).mean((1, 2, 3))
+    logits = attention.logits.float()
+    depth, height, width = logits.shape[2:]
+    y, w = (F.adaptive_avg_pool3d(mask, (depth, height, width)) for mask in (target, weight))
+    p, w = torch.sigmoid(logits), w.expand_as(y)
+    present = y.flatten(2).amax(2) > 0.5
+    count = present.sum().clamp_min(1)
+    dice = ((soft_dice(p, y, w) + soft_dice(1 - p, 1 - y, w)) * present).sum() / count
+    # Per lesion rather than per voxel: a lesion is a hundredth of its patch, and a mean over all of it is all but zero.
+    focal = ((w * focal_loss(logits, y, gamma=1.0)).flatten(2).sum(2) / ((w * y).flatten(2).sum(2) + USUAL_SIZE)).mean()
     score = F.binary_cross_entropy_with_logits(attention.score_logits, present.float())
-    total = (dice * present).sum() / present.sum().clamp_min(1) + 10 * focal.mean() + 0.3 * score
-    return {
-        "total": total,
-        "dice": (dice * present).sum() / present.sum().clamp_min(1),
-        "focal": focal.mean(),
-        "score": score,
-    }
+    found = ((p > 0.5) & (y > 0.5)).sum() * 2 / ((p > 0.5).sum() + (y > 0.5).sum()).clamp_min(1)
+    return dice + focal + 0.3 * score, {
+        "dice": dice.item(), "focal": focal.item(), "score": score.item(), "hard_dice": found.item(),
+    }  # fmt: skip
 
 
 def soft_dice(p: Tensor, y: Tensor, w: Tensor) -> Tensor:
-    """1 − soft Dice of each map (P, ·) under weights (·): (P,)."""
-    overlap = (w * p * y).sum((1, 2, 3))
-    return 1 - (2 * overlap + 1) / ((w * p).sum((1, 2, 3)) + (w * y).sum((1, 2, 3)) + 1)
+    """1 − soft Dice of each map under weights, (N, P, ·) each: (N, P)."""
+    overlap, both = ((w * x).flatten(2).sum(2) for x in (p * y, p + y))
+    return 1 - (2 * overlap + 1) / (both + 1)
 
 
 def focal_loss(logits: Tensor, y: Tensor, gamma: float = 2.0) -> Tensor:
@@ -189,19 +227,18 @@ def focal_loss(logits: Tensor, y: Tensor, gamma: float = 2.0) -> Tensor:
     return ce * (p - y).abs().pow(gamma)
 
 
-def contrastive(asked: Sequence[tuple[Attention, Tensor, Tensor]], head: AttentionHead) -> Tensor:
+def contrastive(pooled: Tensor, abnormal: Tensor, there: Tensor, head: AttentionHead) -> Tensor:
     """Symmetric contrastive loss between the pooled features of lesions that are there and their prompts.
 
     Pairs with the same prompt are not each other's negatives. Zero when fewer than two lesions are in the batch.
 
     Args:
-        asked: per patch its attention, its abnormal vectors (P, T), and which prompts are there (P,) bool.
+        pooled: (N, P, hidden). abnormal: (N, P, T) text vectors. there: (N, P) bool, whether the lesion is there.
     """
-    g = F.normalize(torch.cat([attention.pooled[there] for attention, _, there in asked]), dim=1)
-    vectors = torch.cat([abnormal[there] for _, abnormal, there in asked])
+    g, vectors = F.normalize(pooled[there].float(), dim=1), abnormal[there]
     if len(g) < 2:
         return g.new_zeros(())
-    similarity = g @ F.normalize(head.align(vectors), dim=1).T / CONTRASTIVE_TEMPERATURE
+    similarity = g @ F.normalize(head.align(vectors).float(), dim=1).T / CONTRASTIVE_TEMPERATURE
     same = (vectors @ vectors.T > SAME_PROMPT).float()
     wanted = same / same.sum(1, keepdim=True)
     return 0.5 * (F.cross_entropy(similarity, wanted) + F.cross_entropy(similarity.T, wanted))

@@ -6,7 +6,7 @@ import csv
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,7 @@ def train(
     bank: Bank,
     options: RunOptions,
     out: Path,
+    slow: Sequence[str] = (),
 ) -> None:
     """Run (or go on with) a training run; ``modules`` end with their averaged weights.
 
@@ -91,17 +92,20 @@ def train(
         modules: what is trained, by name; ``out/state.pt`` keeps them, their average and the optimiser.
         loss_of: loss and figures to log of one batch; the generator is seeded per step.
         out: folder of ``state.pt`` and ``curve.csv``.
+        slow: parameters with one of these in their name learn at a tenth of the rate.
     """
     out.mkdir(parents=True, exist_ok=True)
     trained = nn.ModuleDict(modules)
     parameters = [p for p in trained.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=1e-4, betas=(0.9, 0.98))
+    groups = _groups(trained, slow)
+    optimiser = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=1e-4, betas=(0.9, 0.98))
     average = {key: value.detach().clone() for key, value in trained.state_dict().items()}
     step = _resume(out / "state.pt", trained, optimiser, average)
     began, precision = time.monotonic(), fast_precision()
+    since: list[dict[str, float]] = []
     for batch in batches(bank, options, step):
         for group in optimiser.param_groups:
-            group["lr"] = _rate(step, options)
+            group["lr"] = _rate(step, options) * group["factor"]
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
         with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
             loss, figures = loss_of(batch, generator)
@@ -112,15 +116,23 @@ def train(
             optimiser.step()
         step += 1
         _follow(average, trained, min(options.ema, (1 + step) / (10 + step)))
+        since.append({"loss": loss.item(), **figures})
         if step % 20 == 0 or step == options.steps:
-            _log(
-                out / "curve.csv",
-                {"step": step, "seconds": time.monotonic() - began, "loss": loss.item(), **figures},
-            )
+            means = {key: sum(row[key] for row in since) / len(since) for key in since[0]}
+            _log(out / "curve.csv", {"step": step, "seconds": time.monotonic() - began, **means})
+            since.clear()
         if step % options.save_every == 0 or step == options.steps:
             _save(out / "state.pt", trained, optimiser, average, step)
             bank.refresh()
     trained.load_state_dict(average)
+
+
+def _groups(trained: nn.Module, slow: Sequence[str]) -> list[dict[str, Any]]:
+    """The optimiser's two groups: what learns at the full rate and what at a tenth of it."""
+    named = [(name, p) for name, p in trained.named_parameters() if p.requires_grad]
+    careful = [p for name, p in named if any(part in name for part in slow)]
+    quick = [p for name, p in named if not any(part in name for part in slow)]
+    return [{"params": quick, "factor": 1.0}, {"params": careful, "factor": 0.1}]
 
 
 def _rate(step: int, options: RunOptions) -> float:

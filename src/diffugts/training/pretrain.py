@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.config import ModelConfig
-from diffugts.backbone.latent_diffusion import Conditions, LatentDiffusion
+from diffugts.backbone.latent_diffusion import LatentDiffusion
 from diffugts.backbone.networks import space_to_depth
 from diffugts.training.bank import KNOWN, Bank, Item
 from diffugts.training.loop import Batch, RunOptions, train

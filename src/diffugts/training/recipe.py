@@ -84,9 +84,10 @@ def _matches(data: Path, source: dict[str, Any], key: str) -> list[Path]:
 def _scan_jobs(source: dict[str, Any], data: Path, spacing: float) -> Iterator[Job]:
     for path in _matches(data, source, "images"):
         name = "scan_" + "_".join(path.relative_to(data).parts).removesuffix(".nii.gz")
+        organs = (source["organ"],) if "organ" in source else ()  # the flagged tumour is all there is, and known
         item = Item(
-            name, source["modality"], source["anatomy"], source["source"], (spacing,) * 3,
-            trusted=source.get("trusted", True), weight=source.get("weight", 1.0),
+            name, source["modality"], source["anatomy"], source["source"], (spacing,) * 3, organs,
+            trusted=source.get("trusted", True), labelled=bool(organs), weight=source.get("weight", 1.0),
         )  # fmt: skip
         yield Job(name, partial(_made, item, _scan, path, item, source, spacing))
         for number in range(source.get("grafts", 0)):
@@ -160,17 +161,35 @@ def _labelmap(path: Path, item: Item, spacing: float) -> Arrays:
         labels.astype(np.int32), placement.spacing, "mr", np.random.default_rng(_seed(item.name)),
         lesions=len(item.lesions), out_spacing=(spacing,) * 3,
     )  # fmt: skip
-    return IntensityMap.mr(sample.image).forward(sample.image), _flags(sample.lesion)
+    image = IntensityMap.mr(sample.image).forward(sample.image)
+    return image, _flags(sample.lesion, image)
 
 
-def _flags(lesion: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """0 and 1 + index of the lesion to known healthy and the flags' TUMOUR + index."""
-    return np.where(lesion > 0, lesion + (TUMOUR - 1), KNOWN).astype(np.uint8)
+def _flags(lesion: npt.NDArray[np.uint8], image: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """0 and 1 + index of the lesion to known healthy and the flags' TUMOUR + index.
+
+    A lesion that the rendering took away with the skull is nobody's to find: unknown.
+    """
+    flags = np.where(lesion > 0, lesion + (TUMOUR - 1), KNOWN).astype(np.uint8)
+    for index in np.unique(lesion[lesion > 0]):
+        if np.median(image[lesion == index]) < 0.03:
+            flags[lesion == index] = UNKNOWN
+    return flags
+
+
+def _worth(flags: npt.NDArray[np.uint8], spacing: tuple[float, float, float]) -> float:
+    """Sampling weight of an item by its largest lesion: one of a few voxels of the attention's grid teaches little."""
+    sizes = np.bincount(flags.ravel(), minlength=TUMOUR + 1)[TUMOUR:] * float(np.prod(spacing)) / 1000
+    largest = float(sizes.max())
+    if largest == 0:
+        return 0.5
+    return 0.1 if largest < 2 else 0.3 if largest < 6 else 0.6 if largest < 12 else 1.3
 
 
 def _synthetic_jobs(source: dict[str, Any], spacing: float) -> Iterator[Job]:
     for number in range(source["count"]):
-        name = f"synthetic_{source['kind']}_{source['modality']}_{source.get('seed', 0) + number:05d}"
+        what = [source["kind"], *([source["organ"]] if "organ" in source else []), source["modality"]]
+        name = f"synthetic_{'_'.join(what).replace(' ', '_')}_{source.get('seed', 0) + number:05d}"
         rng = np.random.default_rng(_seed(name))
         lesions = int(rng.integers(1, 3)) if rng.random() < source.get("lesions", 0.5) else 0
         yield Job(name, partial(_synthetic, name, source, lesions, spacing * rng.uniform(0.9, 1.1)))
@@ -181,7 +200,7 @@ def _synthetic(name: str, source: dict[str, Any], lesions: int, spacing: float) 
     from diffugts.intensity import IntensityMap
     from diffugts.synth import sample_patient
 
-    patient = sample_patient(_seed(name), kind=source["kind"], lesions=lesions)
+    patient = sample_patient(_seed(name), kind=source["kind"], lesions=lesions, organ=source.get("organ"))
     rng = np.random.default_rng(_seed(name) + 1)
     low, high = (np.asarray(corner, float) for corner in patient.extent)
     size = np.minimum(np.ceil((high - low) / spacing), source.get("window", 96)).astype(int)
@@ -195,4 +214,6 @@ def _synthetic(name: str, source: dict[str, Any], lesions: int, spacing: float) 
         name, source["modality"], source["kind"], "synthetic", (spacing,) * 3,
         tuple(lesion.organ for lesion in patient.lesions), labelled=True, weight=source.get("weight", 1.0),
     )  # fmt: skip
-    return item, scale.forward(sample.image), _flags(sample.lesion)
+    image = scale.forward(sample.image)
+    flags = _flags(sample.lesion, image)
+    return replace(item, weight=item.weight * _worth(flags, item.spacing)), image, flags

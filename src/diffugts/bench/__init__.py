@@ -1,0 +1,1 @@
+"""The benchmark: many cases, many methods, one protocol (`diffugts bench`)."""

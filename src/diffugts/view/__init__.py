@@ -1,0 +1,1 @@
+"""A result in the browser: a page with NiiVue, and the small server that hands it out on loopback."""
