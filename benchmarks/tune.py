@@ -131,7 +131,6 @@ def choose_refinement(kept: list[dict], start: Settings) -> Settings:
         one["evidence"] = heal_candidate(model, case.encoding.latent, candidate, case.conditions, [0], Sampling())
     weights = (
         (1, 0, 0),
-        (0, 0, 1),
         (1, 0.5, 0),
         (1, 0.5, 1),
         (1, 0.5, 2),

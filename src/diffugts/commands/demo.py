@@ -1,4 +1,4 @@
-"""Generate a patient with a liver tumour, segment it, and say how close the mask is to the planted truth."""
+"""Generate a patient with a lung tumour, segment it, and say how close the mask is to the planted truth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from diffugts.volume import Volume
 
-PROMPT = "liver tumor"
+PROMPT = "lung tumor"
 SHAPE = (144, 112, 80)
 SPACING_MM = 2.5
 RADIUS_MM = (18.0, 24.0)  # of the tumour: large enough to be seen in the preview at a glance
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def patient() -> tuple[Volume, npt.NDArray[Any]]:
-    """The demo's CT (int16 HU) and the truth (uint8) of its one liver tumour; the same bits every time."""
+    """The demo's CT (int16 HU) and the truth (uint8) of its one lung tumour; the same bits every time."""
     from itertools import count
 
     import numpy as np
@@ -75,7 +75,7 @@ def patient() -> tuple[Volume, npt.NDArray[Any]]:
     from diffugts.synth import sample_patient
     from diffugts.volume import Volume
 
-    patients = (sample_patient(seed, "torso", lesions=1, organ="liver") for seed in count())
+    patients = (sample_patient(seed, "torso", lesions=1, organ="lung") for seed in count())
     low, high = RADIUS_MM
     torso = next(p for p in patients if p.lesions and low <= p.lesions[0].radius_mm <= high)
     side = np.array(SHAPE) * SPACING_MM
@@ -90,7 +90,7 @@ def patient() -> tuple[Volume, npt.NDArray[Any]]:
 
 
 def _print(outcome: dict[str, Any]) -> None:
-    print(f"A synthetic CT with one planted liver tumour, segmented with the prompt {outcome['prompt']!r}:")
+    print(f"A synthetic CT with one planted lung tumour, segmented with the prompt {outcome['prompt']!r}:")
     print(f"  scan     {outcome['scan']}")
     print(f"  truth    {outcome['truth']} ({outcome['truth_ml']} ml)")
     print(f"  mask     {outcome['mask']} ({outcome['mask_ml']} ml)")
