@@ -104,6 +104,7 @@ def ended(client: TestClient, job: str, wanted: str | None = None) -> dict[str, 
 
 
 def test_a_job_from_upload_to_download(nifti, caplog):
+    caplog.set_level(logging.DEBUG, logger="diffugts")  # the command line, in other tests, makes it quieter
     with caplog.at_level(logging.DEBUG), served(WorkerProcess(WORKER)) as client:
         answer = post(client, nifti, prompt=["liver tumor", "HCC"], seeds="2")
         assert answer.status_code == 202

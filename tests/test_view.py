@@ -197,9 +197,15 @@ def test_view_of_nothing_is_a_sentence(tmp_path: Path, monkeypatch, words, capsy
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_the_verb_serves_until_ctrl_c(folder: Path):
     command = [sys.executable, "-m", "diffugts", "view", str(folder), "--no-browser"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A test run in the background of a script inherits an ignored Ctrl-C; a user's shell does not do that.
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, preexec_fn=_hear_ctrl_c) as process:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().removeprefix("viewer -> ").strip()
