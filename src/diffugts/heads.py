@@ -34,6 +34,7 @@ class Settings:
         min_lesion_ml: connected lesions smaller than this are left out of the table.
         fusion: how residuals become a mask in the plain form.
         learned: whether the residual head, the learned form, gives the mask instead.
+        learned_region: the same where the candidate came from the user.
     """
 
     threshold: float = 0.5
@@ -44,6 +45,7 @@ class Settings:
     min_lesion_ml: float = 0.0
     fusion: Fusion = field(default_factory=Fusion)
     learned: bool = False
+    learned_region: bool = False
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Settings:

@@ -375,7 +375,8 @@ class Case:
                 settings.fusion.smooth_vox,
             )
         with self.clock("refine"):
-            learned = self.segmenter.residual_head if settings.learned else None
+            wanted = settings.learned if given is None else settings.learned_region
+            learned = self.segmenter.residual_head if wanted else None
             refined = refine(evidence, attended, settings, trusted=given is not None, head=learned)
         with self.clock("restore"):
             back = self.placement.inverse
