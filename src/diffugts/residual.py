@@ -35,6 +35,11 @@ class Fusion:
     floor: float = 0.15
     softness: float = 0.08
 
+    def __post_init__(self) -> None:
+        if self.pixel + self.feature <= 0:
+            raise ValueError(f"pixel + feature must be above 0, not {self.pixel + self.feature}: inside a user's region "
+                             "attention has no say, and they are all there is")  # fmt: skip
+
 
 def signed_residual(x: Tensor, healthy: Tensor, smooth_vox: float = 0.0) -> Tensor:
     """X − H of decoded images (D, H, W), smoothed, so that texture cancels; in single precision always."""

@@ -14,6 +14,9 @@ def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_shared(parser)
     parser.add_argument("--config", type=Path, help="networks to train (config.json); default: those of `compact`")
+    parser.add_argument(
+        "--from", dest="start", type=Path, metavar="DIR", help="model folder whose weights to go on from"
+    )
     parser.add_argument("--autoencoder-steps", type=int, default=500, metavar="N", help="default: %(default)s")
     parser.add_argument("--flow-steps", type=int, default=2500, metavar="N", help="default: %(default)s")
     parser.add_argument("--flow-batch", type=int, default=8, metavar="N", help="default: %(default)s")
@@ -58,15 +61,16 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
 def run_pretrain(args: argparse.Namespace) -> int:
     """Carry out `diffugts pretrain`; writes a model folder at ``DIR/model``."""
     from diffugts.backbone.config import ModelConfig
-    from diffugts.backbone.weights import MODELS
+    from diffugts.backbone.weights import MODELS, load_backbone
     from diffugts.training.bank import Bank
     from diffugts.training.loop import RunOptions
     from diffugts.training.pretrain import save_model, train_autoencoder, train_flow
 
-    config = ModelConfig.read(args.config or MODELS / "compact" / "config.json")
+    start = load_backbone(args.start) if args.start else None
+    config = start.config if start else ModelConfig.read(args.config or MODELS / "compact" / "config.json")
     bank = Bank(_bank(args, config.spacing_mm))
     options = RunOptions(args.autoencoder_steps, args.batch, args.size, 2.5e-4, seed=args.seed, on_tumour=0.2)
-    model = train_autoencoder(config, bank, options, args.output / "autoencoder")
+    model = train_autoencoder(config, bank, options, args.output / "autoencoder", start)
     healthy = Bank(bank.root, lambda item: item.trusted)
     options = RunOptions(args.flow_steps, args.flow_batch, args.size, 5e-4, seed=args.seed)
     model = train_flow(model, healthy, options, args.output / "flow")

@@ -105,7 +105,7 @@ def train(
     since: list[dict[str, float]] = []
     for batch in batches(bank, options, step):
         for group in optimiser.param_groups:
-            group["lr"] = _rate(step, options) * group["factor"]
+            group["lr"] = _rate(step, options) * group.get("factor", 1.0)
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
         with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
             loss, figures = loss_of(batch, generator)
@@ -128,11 +128,12 @@ def train(
 
 
 def _groups(trained: nn.Module, slow: Sequence[str]) -> list[dict[str, Any]]:
-    """The optimiser's two groups: what learns at the full rate and what at a tenth of it."""
+    """The optimiser's groups: what learns at the full rate and, where there is any, what at a tenth of it."""
     named = [(name, p) for name, p in trained.named_parameters() if p.requires_grad]
     careful = [p for name, p in named if any(part in name for part in slow)]
     quick = [p for name, p in named if not any(part in name for part in slow)]
-    return [{"params": quick, "factor": 1.0}, {"params": careful, "factor": 0.1}]
+    groups: list[dict[str, Any]] = [{"params": quick, "factor": 1.0}]
+    return [*groups, {"params": careful, "factor": 0.1}] if careful else groups
 
 
 def _rate(step: int, options: RunOptions) -> float:

@@ -20,16 +20,21 @@ from diffugts.training.loop import Batch, RunOptions, train
 LATENT_NOISE = 0.05  # the decoder is trained on latents blurred by this much, so that generated ones decode well
 
 
-def train_autoencoder(config: ModelConfig, bank: Bank, options: RunOptions, out: Path) -> LatentDiffusion:
+def train_autoencoder(
+    config: ModelConfig, bank: Bank, options: RunOptions, out: Path, start: LatentDiffusion | None = None
+) -> LatentDiffusion:
     """Train the autoencoder: masked L1 on voxels and on their differences along each axis.
+
+    Args:
+        start: a model of the same configuration to go on from; its linear code is kept.
 
     Returns:
         A model with the averaged autoencoder and a scale factor that makes its latents unit variance.
     """
     torch.manual_seed(options.seed)
-    model = LatentDiffusion(config)
+    model = LatentDiffusion(config) if start is None else start.train().requires_grad_(True)
     autoencoder = model.autoencoder
-    if autoencoder.linear is not None:
+    if autoencoder.linear is not None and start is None:
         autoencoder.linear.fit(_blocks(bank, config.stride, options.seed))
 
     def loss_of(batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from diffugts.aova import AttentionHead
 from diffugts.backbone.latent_diffusion import LatentDiffusion
+from diffugts.errors import InputError
 from diffugts.heads import Settings
 from diffugts.healing import Sampling
 from diffugts.inpaint import dilate
@@ -80,12 +81,18 @@ def _loss(residual: ResidualHead, example: Example) -> Tensor:
 def make_examples(
     model: LatentDiffusion, head: AttentionHead, encoder: TextEncoder, bank: Bank, out: Path, count: int, seed: int
 ) -> list[Path]:
-    """Examples as files, each from its own seed; those that an earlier call made are kept."""
+    """Examples as files, each from its own seed; those that an earlier call made are kept.
+
+    Raises:
+        InputError: the bank gives next to none.
+    """
     out.mkdir(parents=True, exist_ok=True)
     vectors, number = PromptVectors(encoder), 0
     paths: list[Path] = []
     precision = fast_precision()
     while len(paths) < count:
+        if number >= 20 * count:
+            raise InputError(f"{number} patches of {bank.root} gave {len(paths)} regions to repaint; add volumes to it")
         path = out / f"{number:05d}.pt"
         empty = path.with_suffix(".none")
         if not path.exists() and not empty.exists():
