@@ -2,8 +2,8 @@
 
     python benchmarks/region.py --cases ../shared/cases/cases.json [--only brain lung]
 
-Prints the Dice, on the scan's own grid and with seed 0, of the plain form, of the learned form, and of the dilated region
-itself. Which of the two forms a user gets is ``learned_region`` in the model's heads.json.
+Prints the Dice, on the scan's own grid and with seed 0, of the plain form, of the learned form, and of the dilated
+region itself. Which of the two forms a user gets is ``learned_region`` in the model's heads.json.
 """
 
 from __future__ import annotations

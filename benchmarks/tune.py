@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from diffugts.case import Case, upsampled
 from diffugts.heads import HEADS, Settings, heads_folder, held_out_heads
 from diffugts.healing import Sampling
 from diffugts.prompts import parse_all
 from diffugts.refine import heal_candidate, refine
-from diffugts.segmenter import Case, Segmenter, upsampled
+from diffugts.segmenter import Segmenter
 from diffugts.volume import Volume
 
 FIRST_SEED = 900_000

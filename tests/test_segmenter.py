@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from diffugts.case import Case
 from diffugts.errors import InputError, WeightsError
 from diffugts.heads import Settings
+from diffugts.prompts import parse_all
 from diffugts.residual import Fusion
-from diffugts.segmenter import Case, Segmenter
+from diffugts.segmenter import Segmenter
 from tiny import tiny_folder
 
 AFFINE = np.array([[0, -2.5, 0, 40.0], [2.0, 0, 0, -30.0], [0, 0, 3.0, 5.0], [0, 0, 0, 1]])
@@ -183,3 +185,18 @@ def test_shared_cases_come_back_on_their_grid(segmenter: Segmenter, shared) -> N
     path = shared / "cases" / "sarcoma_t1_025" / "t1.nii.gz"
     answer = segmenter.encode(path).segment("soft tissue sarcoma")["soft tissue sarcoma"]
     assert answer.mask.shape == nib.load(path).shape
+
+
+def test_a_second_look_on_larger_voxels_changes_attention_and_nothing_of_the_grid(
+    segmenter: Segmenter, scan: np.ndarray, case: Case
+) -> None:
+    settings = replace(segmenter.settings, wide=1.5)
+    looked = replace(segmenter, settings=settings).encode(scan, affine=AFFINE, modality="ct")
+    assert case.wide is None
+    assert looked.wide is not None
+    assert looked.wide.placement.spacing[0] == pytest.approx(3.0, rel=0.15)
+    prompt = parse_all(["liver tumor"])
+    first, second = case.attention(prompt), looked.attention(prompt)
+    assert first.logits.shape == second.logits.shape
+    assert not np.allclose(first.logits, second.logits)
+    assert np.array_equal(case.encoding.latent, looked.encoding.latent)

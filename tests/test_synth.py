@@ -360,3 +360,21 @@ def test_a_graft_changes_a_scan_only_inside_its_truth_and_keeps_off_what_is_unkn
     near = binary_dilation(truth, iterations=4)
     assert (np.abs(planted - image)[~near] > 5).mean() < 1e-3  # a soft rim may reach a voxel further
     assert np.abs(planted - image)[truth].mean() > 3
+
+
+@pytest.mark.parametrize("contrast", ["none", "portal"])
+def test_the_liver_is_found_in_a_torso_and_not_in_a_thigh(contrast):
+    from diffugts.synth.graft import find_liver
+    from diffugts.synth.labels import ORGANS, values
+
+    patient = sample_patient(5, kind="torso")
+    spacing, shape = (4.0, 4.0, 4.0), (100, 70, 60)
+    centre = patient.centres["liver"]
+    middle = (patient.extent[0] + patient.extent[1]) / 2
+    origin = tuple(np.array([middle[0], middle[1], centre[2]]) - 2.0 * np.array(shape))
+    sample = patient.render(shape, spacing, origin, "ct", contrast=contrast)
+    found, truth = find_liver(sample.image, spacing), np.isin(sample.labels, values(ORGANS["liver"]))
+    assert found.sum() * 64 / 1000 > 300
+    assert (found & truth).sum() > 0.85 * found.sum()
+    thigh = sample_patient(1, kind="limb").render((60, 60, 60), (3.0, 3.0, 3.0), modality="ct", contrast=contrast)
+    assert find_liver(thigh.image, (3.0, 3.0, 3.0)).sum() * 27 / 1000 < 1500

@@ -50,6 +50,16 @@ def test_a_build_goes_on_where_it_stopped(bank_folder: Path) -> None:
     assert build(recipe, bank_folder.parent, bank_folder, 4.0) == 0
 
 
+def test_a_wide_crop_shows_more_on_larger_voxels(bank_folder: Path) -> None:
+    bank, rng = Bank(bank_folder), np.random.default_rng(0)
+    patches = [bank.sample(rng, 16, widest=2.0) for _ in range(30)]
+    spacings = np.array([patch.item.spacing[0] for patch in patches]) / 4
+    assert {patch.image.shape for patch in patches} == {patch.flags.shape for patch in patches} == {(16, 16, 16)}
+    assert 0.9 <= spacings.min() < 1.15
+    assert 1.5 < spacings.max() <= 2.2
+    assert {patch.image.dtype for patch in patches} == {np.dtype(np.float32)}
+
+
 def test_bank_says_what_is_in_it(bank_folder: Path) -> None:
     bank = Bank(bank_folder)
     assert {item.modality for item in bank.items} == {"ct", "mr"}
@@ -210,3 +220,10 @@ def test_attention_loss_counts_only_what_is_known() -> None:
     assert losses[0].item() == pytest.approx(0, abs=1e-4)
     assert losses[1].item() == pytest.approx(0, abs=1e-4)
     assert attention_loss(Attention(-right, torch.zeros(1, 1, 8), score), target, weight)[0].item() > 1
+
+
+def test_grafts_of_unknown_organ_train_no_head_that_must_not_have_seen_where_they_may_lie() -> None:
+    graft = Item("g", "ct", "torso", "", (2.0,) * 3, ("",), labelled=True)
+    assert admitted(graft, ["lung", "brain"])
+    assert not admitted(graft, ["soft tissue"])
+    assert not admitted(graft, ["kidney", "lung"])

@@ -9,17 +9,17 @@ from diffugts._version import __version__
 from diffugts.errors import DiffuGTSError, InputError, PromptError, WeightsError
 
 if TYPE_CHECKING:
+    from diffugts.case import Case as Case
     from diffugts.lesions import Lesion as Lesion
     from diffugts.prompts import Prompt as Prompt
     from diffugts.result import PromptResult as PromptResult
     from diffugts.result import Result as Result
-    from diffugts.segmenter import Case as Case
     from diffugts.segmenter import Segmenter as Segmenter
     from diffugts.volume import Volume as Volume
 
 # Loaded on first use: torch and its friends take seconds, and `diffugts --help` must not wait for them.
 _LAZY = {
-    "Case": "diffugts.segmenter",
+    "Case": "diffugts.case",
     "Lesion": "diffugts.lesions",
     "Prompt": "diffugts.prompts",
     "PromptResult": "diffugts.result",

@@ -275,6 +275,25 @@ def attend(
     return Attention((total / weight)[0], pooled[best, pairs], scores[best, pairs])
 
 
+def both_scales(fine: Attention, wide: Attention, ratios: Sequence[float]) -> Attention:
+    """The mean of what one scan's attention says on small and on large voxels, on the small ones' grid.
+
+    Both grids start at the same corner of the scan. Ours; the larger voxels bring the context that a big lesion needs.
+
+    Args:
+        ratios: (3,) small voxel over large voxel, per axis.
+    """
+    size, sides = fine.logits.shape[1:], wide.logits.shape[1:]
+    places = [
+        (2 * torch.arange(n, device=fine.logits.device) + 1) * ratio / side - 1
+        for n, side, ratio in zip(size, sides, ratios, strict=True)
+    ]
+    grid = torch.stack(torch.meshgrid(*places, indexing="ij")[::-1], -1)  # grid_sample wants x, the last axis, first
+    seen = F.grid_sample(wide.logits[None], grid[None], padding_mode="border", align_corners=False)[0]
+    fields = ((fine.logits, seen), (fine.pooled, wide.pooled), (fine.score_logits, wide.score_logits))
+    return Attention(*((a + b) / 2 for a, b in fields))
+
+
 def _box(box: Sequence[tuple[int, int]], stride: int) -> tuple[Any, ...]:
     return (..., *(slice(start // stride, stop // stride) for start, stop in box))
 

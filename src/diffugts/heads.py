@@ -33,6 +33,7 @@ class Settings:
         min_candidate_ml: connected candidates smaller than this are dropped.
         min_lesion_ml: connected lesions smaller than this are left out of the table.
         fusion: how residuals become a mask in the plain form.
+        wide: attention also looks at voxels this many times as large, and the two are averaged; 1 is one look.
         learned: whether the residual head, the learned form, gives the mask instead.
         learned_region: the same where the candidate came from the user.
     """
@@ -43,6 +44,7 @@ class Settings:
     margin_mm: float = 6.0
     min_candidate_ml: float = 0.1
     min_lesion_ml: float = 0.0
+    wide: float = 1.0
     fusion: Fusion = field(default_factory=Fusion)
     learned: bool = False
     learned_region: bool = False

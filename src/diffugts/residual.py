@@ -37,8 +37,10 @@ class Fusion:
 
     def __post_init__(self) -> None:
         if self.pixel + self.feature <= 0:
-            raise ValueError(f"pixel + feature must be above 0, not {self.pixel + self.feature}: inside a user's region "
-                             "attention has no say, and they are all there is")  # fmt: skip
+            raise ValueError(
+                f"pixel + feature must be above 0, not {self.pixel + self.feature}: inside a user's region attention "
+                "has no say, and they are all there is"
+            )
 
 
 def signed_residual(x: Tensor, healthy: Tensor, smooth_vox: float = 0.0) -> Tensor:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,35 +21,27 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffugts.aova import Attention, AttentionHead, attend
+from diffugts.aova import AttentionHead
 from diffugts.backbone.conditions import Conditions, find_regions, parse_regions
 from diffugts.backbone.config import MODALITY_CODES
-from diffugts.backbone.latent_diffusion import Encoding, LatentDiffusion
+from diffugts.backbone.latent_diffusion import LatentDiffusion
 from diffugts.backbone.memory import free_gb, peak_bytes, wanted_splits
 from diffugts.backbone.weights import load_backbone, model_folder, read_info
+from diffugts.case import Case, Clock, Progress, View
 from diffugts.errors import InputError
 from diffugts.heads import HEADS, Settings, heads_folder, load_heads, load_residual_head
-from diffugts.healing import Sampling
 from diffugts.intensity import IntensityMap, guess_modality
-from diffugts.io import from_array, read_mask, read_volume
-from diffugts.lesions import find_lesions
+from diffugts.io import from_array, read_volume
 from diffugts.machine import resident_gb
-from diffugts.organs import OrganMap, read_labels
-from diffugts.prompts import Prompt, parse_all
-from diffugts.refine import Evidence, heal_candidate, refine
 from diffugts.residual import ResidualHead
-from diffugts.result import PromptResult, Result
 from diffugts.roi import Roi, narrowed, roi_box
-from diffugts.spatial import Box, Placement, body_box, place
-from diffugts.text import TextEncoder, default_encoder, prompt_vectors
+from diffugts.spatial import Box, body_box, place
+from diffugts.text import TextEncoder, default_encoder
 from diffugts.volume import Volume
 
 log = logging.getLogger(__name__)
 
 SEQUENCES = [code for code in MODALITY_CODES if "-" in code]
-
-Progress = Callable[[str, float], None]
-"""Told the stage and the fraction of it that is done."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,16 +127,29 @@ class Segmenter:
             if roi is not None:
                 crop = narrowed(crop, roi_box(roi, volume))
             self._refuse_too_large(volume, crop)
-            array, placement = place(volume, config.spacing_mm, config.multiple, crop=crop)
+        report = progress and partial(progress, "encode")
+        look = partial(self._look, volume, intensity, crop, found, body, clock, report)
+        near = look(config.spacing_mm)
+        wide = look(config.spacing_mm * self.settings.wide) if self.head and self.settings.wide > 1 else None
+        said = (*warnings, *intensity.warnings)
+        return Case(self, volume, near.placement, intensity, near.conditions, near.encoding, said, clock, wide)
+
+    def _look(
+        self, volume: Volume, intensity: IntensityMap, crop: Box, modality: str, body: str | None, clock: Clock,
+        report: Callable[[float], None] | None, spacing: float,
+    ) -> View:  # fmt: skip
+        """Encode the scan at one voxel size."""
+        config = self.backbone.config
+        with clock("resample"):
+            array, placement = place(volume, spacing, config.multiple, crop=crop)
             array = intensity.forward(array)
-            image = torch.from_numpy(array)[None, None]
-        conditions = Conditions(placement.spacing, found)
+        conditions = Conditions(placement.spacing, modality)
         if config.unet.get("include_top_region_index_input"):
             regions = find_regions(array, placement.spacing) if body is None else parse_regions(body)
             conditions = replace(conditions, regions=regions)
         with clock("encode"):
-            encoding = self.backbone.encode(image, conditions, progress and partial(progress, "encode"))
-        return Case(self, volume, placement, intensity, conditions, encoding, (*warnings, *intensity.warnings), clock)
+            encoding = self.backbone.encode(torch.from_numpy(array)[None, None], conditions, report)
+        return View(placement, conditions, encoding)
 
     def describe(self) -> dict[str, Any]:
         """Model, weight files with hash and licence, and the libraries that ran: for manifests."""
@@ -211,241 +215,6 @@ class Segmenter:
                 raise InputError("an array needs its affine (4 × 4, voxel to RAS+ mm) to be placed in the patient")
             return from_array(scan, affine)
         return read_volume(scan)
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One encoded scan, ready for any number of prompts.
-
-    Attributes:
-        volume: the scan as given.
-        placement: how it was brought to the model grid, and back.
-        intensity: how its values were mapped to 0..1.
-        conditions: what the model is told of it.
-        encoding: latent and features.
-        warnings: what is unusual about it, one sentence each.
-        clock: seconds by stage.
-    """
-
-    segmenter: Segmenter
-    volume: Volume
-    placement: Placement
-    intensity: IntensityMap
-    conditions: Conditions
-    encoding: Encoding
-    warnings: tuple[str, ...]
-    clock: Clock
-
-    @property
-    def modality(self) -> str:
-        """ "ct" or "mr"."""
-        return self.conditions.modality.split("-")[0]
-
-    @property
-    def timings(self) -> Mapping[str, float]:
-        """Seconds by stage so far."""
-        return self.clock.seconds
-
-    def segment(
-        self, prompts: str | Sequence[str], seed: int = 0, seeds: int = 1, steps: int | None = None,
-        region: npt.NDArray[Any] | str | Path | None = None, progress: Progress | None = None,
-        guidance: float | None = None, organ_map: npt.NDArray[Any] | str | Path | None = None,
-    ) -> Result:  # fmt: skip
-        """Segment what the prompts name.
-
-        Args:
-            prompts: one or several phrases.
-            seed: first seed of the inpainting; the same seed gives the same bits.
-            seeds: how many seeds are averaged; more than one gives an uncertainty map.
-            steps: sampling steps; None takes the model's own number.
-            region: (I, J, K) rough mask on the scan's grid, or its file, to use as the candidate instead of
-                attention's.
-            progress: told the stage and its fraction.
-            guidance: of the sampler, see ``LatentDiffusion.guided``; None takes the model's own.
-            organ_map: MAISI's labels on the scan's grid, or their file: the candidate is painted healthy in the
-                shape of its organs, and guidance above 1 pushes away from tumours.
-
-        Raises:
-            PromptError: a prompt that cannot be understood. InputError: a region on another grid, or bad numbers.
-        """
-        if seeds < 1:
-            raise InputError(f"seeds must be at least 1, not {seeds}")
-        if steps is not None and steps < 1:
-            raise InputError(f"steps must be at least 1, not {steps}")
-        if guidance is not None and not guidance >= 0:
-            raise InputError(f"guidance must be 0 or more, not {guidance}")
-        labels = None if organ_map is None else self._labels(organ_map)
-        understood = parse_all([prompts] if isinstance(prompts, str) else prompts)
-        given = None if region is None else self._given(region)
-        if given is None and self.segmenter.head is None:
-            raise InputError(
-                f"no attention heads were fitted to model {self.segmenter.backbone.config.name!r}: fit them with "
-                "`diffugts fit`, or give a rough mask with --region"
-            )
-        with self.clock("attention"):
-            attention = self.attention(understood)
-        answers = {
-            prompt.text: self._answer(
-                prompt, attention, index, given, seed, seeds, Sampling(steps, guidance=guidance), labels, progress
-            )
-            for index, prompt in enumerate(understood)
-        }
-        config = self.segmenter.backbone.config
-        settings = {
-            "seed": seed,
-            "seeds": seeds,
-            "steps": steps or config.steps,
-            "guidance": config.guidance if guidance is None else guidance,
-            "region_given": region is not None,
-            "organ_map_given": labels is not None,
-        }
-        return Result(self.volume, answers, {**self._manifest(), **settings})
-
-    def attention(self, prompts: Sequence[Prompt]) -> Attention:
-        """Attention maps of parsed prompts on the finest feature grid; empty ones where no head was fitted."""
-        if self.segmenter.head is None:
-            return self._no_attention(len(prompts))
-        pairs = [prompt_vectors(prompt, self.segmenter.text) for prompt in prompts]
-        abnormal, normal = (
-            torch.from_numpy(np.stack(side)).to(self.segmenter.backbone.device) for side in zip(*pairs, strict=True)
-        )
-        with torch.inference_mode():
-            config = self.segmenter.backbone.config
-            return attend(self.segmenter.head, self.encoding.stages, abnormal, normal, config.window, config.multiple)
-
-    def _no_attention(self, prompts: int) -> Attention:
-        grid = min((stage.shape[2:] for stage in self.encoding.stages), key=lambda shape: -shape.numel())
-        nothing = torch.full((prompts, *grid), -torch.inf)
-        return Attention(nothing, torch.zeros(prompts, 0), torch.full((prompts,), -torch.inf))
-
-    def _labels(self, organ_map: npt.NDArray[Any] | str | Path) -> npt.NDArray[np.uint8]:
-        if self.segmenter.backbone.controlnet is None:
-            name = self.segmenter.backbone.config.name
-            raise InputError(f"an organ map needs a ControlNet, and model {name!r} was loaded without one")
-        return read_labels(organ_map, self.volume, self.placement)
-
-    def reconstruction(self) -> npt.NDArray[np.float32]:
-        """Decode of the latent, on the scan's grid and in its unit: (I, J, K) float32."""
-        with self.clock("decode"):
-            image = self.segmenter.backbone.decode_windows(self.encoding.latent)[0, 0].cpu().numpy()
-        return self.intensity.inverse(self.placement.inverse(image, "linear", fill=0.0))
-
-    def heal(self, mask: npt.NDArray[Any] | str | Path, seed: int = 0, steps: int | None = None) -> npt.NDArray[Any]:
-        """The scan as it would look without what the mask covers.
-
-        Args:
-            mask: (I, J, K) on the scan's grid, or its file.
-
-        Returns:
-            (I, J, K) in the scan's unit; bit-identical to the scan outside the (slightly dilated) mask.
-        """
-        candidate = self._given(mask)
-        evidence = heal_candidate(
-            self.segmenter.backbone, self.encoding.latent, candidate, self.conditions, [seed], Sampling(steps)
-        )
-        return self._pseudo_healthy(evidence)
-
-    def _given(self, region: npt.NDArray[Any] | str | Path) -> npt.NDArray[np.bool_]:
-        """A user's mask on the model grid, dilated by the settings' margin."""
-        mask = read_mask(region, self.volume)
-        return self.segmenter.settings.dilated(self.placement.forward(mask, kind="max"), self.placement.spacing)
-
-    def _answer(
-        self, prompt: Prompt, attention: Attention, index: int, given: npt.NDArray[np.bool_] | None, seed: int,
-        seeds: int, sampling: Sampling, labels: npt.NDArray[np.uint8] | None, progress: Progress | None,
-    ) -> PromptResult:  # fmt: skip
-        settings, backbone = self.segmenter.settings, self.segmenter.backbone
-        attended = upsampled(attention.probability[index], self.placement.grid.shape)
-        score = float(attention.score[index])
-        candidate = settings.candidate(attended, score, self.placement.spacing) if given is None else given
-        if prompt.negated:
-            candidate = np.zeros_like(candidate)
-        if labels is not None:
-            sampling = replace(sampling, organs=OrganMap.of(labels, candidate, backbone.device))
-        with self.clock("inpaint"):
-            report = progress and partial(progress, "inpaint")
-            evidence = heal_candidate(
-                backbone,
-                self.encoding.latent,
-                candidate,
-                self.conditions,
-                range(seed, seed + seeds),
-                sampling,
-                report,
-                settings.fusion.smooth_vox,
-            )
-        with self.clock("refine"):
-            wanted = settings.learned if given is None else settings.learned_region
-            learned = self.segmenter.residual_head if wanted else None
-            refined = refine(evidence, attended, settings, trusted=given is not None, head=learned)
-        with self.clock("restore"):
-            back = self.placement.inverse
-            probability = np.clip(back(refined.probability, "linear"), 0, 1)
-            mask = (probability > 0.5).astype(np.uint8)
-            return PromptResult(
-                understood=prompt,
-                mask=mask,
-                probability=probability,
-                attention=np.clip(back(attended, "linear"), 0, 1),
-                pseudo_healthy=self._pseudo_healthy(evidence),
-                residual=back(refined.residual, "linear"),
-                uncertainty=back(refined.spread, "linear") if seeds > 1 else None,
-                lesions=find_lesions(mask, self.volume, probability, min_ml=settings.min_lesion_ml),
-                image_score=score,
-                warnings=_prompt_warnings(prompt),
-            )
-
-    def _pseudo_healthy(self, evidence: Evidence) -> npt.NDArray[Any]:
-        """Paste the healed regions into the scan, feathered inside the mask; every other voxel keeps its bits."""
-        scan = self.volume.array
-        healed = scan.astype(np.result_type(scan.dtype, np.float32))
-        if not evidence.mask.any():
-            return healed
-        weight = self.placement.inverse(evidence.feather(), "linear")
-        inside = weight > 0
-        painted = self.intensity.inverse(self.placement.inverse(evidence.healthy, "linear"))
-        healed[inside] += weight[inside] * (painted[inside] - healed[inside])
-        return healed
-
-    def _manifest(self) -> dict[str, Any]:
-        return {
-            **self.segmenter.describe(),
-            "modality": self.modality,
-            "warnings": list(self.warnings),
-            "intensity": self.intensity.to_dict(),
-            "placement": self.placement.to_dict(),
-            "timings_s": {stage: round(value, 3) for stage, value in self.timings.items()},
-        }
-
-
-class Clock:
-    """Seconds by stage, added up over calls."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
-
-
-def upsampled(probability: torch.Tensor, shape: Sequence[int]) -> npt.NDArray[np.float32]:
-    """A map (d, h, w) of the finest feature grid, trilinear on the model grid (D, H, W)."""
-    fine = torch.nn.functional.interpolate(
-        probability[None, None], size=tuple(shape), mode="trilinear", align_corners=False
-    )
-    result: npt.NDArray[np.float32] = fine[0, 0].cpu().numpy()
-    return result
-
-
-def _prompt_warnings(prompt: Prompt) -> tuple[str, ...]:
-    if prompt.negated:
-        return (f"The prompt {prompt.text!r} says that nothing is there, so nothing was segmented.",)
-    return ()
 
 
 def _modality(volume: Volume, wanted: str) -> tuple[str, tuple[str, ...]]:

@@ -23,10 +23,11 @@ from diffugts.volume import Volume
 
 if TYPE_CHECKING:
     from diffugts.bench.rival import Rival
+    from diffugts.case import Case
     from diffugts.heads import Settings
     from diffugts.prompts import Prompt
     from diffugts.refine import Evidence
-    from diffugts.segmenter import Case, Segmenter
+    from diffugts.segmenter import Segmenter
 
 Needs = Literal["nothing", "model", "rival", "folder"]
 
@@ -102,7 +103,7 @@ class Subject:
     @cached_property
     def attended(self) -> tuple[Map, float]:
         """P_abn (D, H, W) on the model grid, and the image-level score."""
-        from diffugts.segmenter import upsampled
+        from diffugts.case import upsampled
 
         if self.encoded.segmenter.head is None:
             raise InputError("the model has no attention heads; fit them with `diffugts fit`.")

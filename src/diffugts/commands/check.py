@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from diffugts.segmenter import Case, Segmenter
+    from diffugts.case import Case
+    from diffugts.segmenter import Segmenter
     from diffugts.volume import Volume
 
 TOLERANCE = 2.0  # times the model card's error: beyond it a scan is outside what the model knows

@@ -63,7 +63,7 @@ _FATTY = ("visceral fat", "vein", "lymph node")
 _GUT = ("gas", "stool", "bowel fluid", "bowel wall", "colon wall", "stomach wall", "visceral fat")
 _GROWTH: dict[str, _Growth] = {
     "lung": _Growth(
-        (3.5, 34),
+        (3.5, 45),
         ("solid", "solid", "solid", "part-solid", "ground glass"),
         ("lung", "lung vessel", "airway wall", "airway"),
         0.45,

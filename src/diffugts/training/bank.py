@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 
 UNKNOWN, KNOWN, TUMOUR = 0, 1, 2
 
@@ -72,7 +74,6 @@ class Bank:
         self.admit = admit
         self.items: list[Item] = []
         self._read_lines = 0
-        self._arrays: dict[str, tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -88,27 +89,29 @@ class Bank:
         self._probabilities = weights / weights.sum() if len(weights) else weights
 
     def arrays(self, item: Item) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
-        """Image and flags of an item, kept in memory after the first read."""
-        if item.name not in self._arrays:
-            image = np.load(self.root / f"{item.name}.image.npy", allow_pickle=False)
-            flags = np.load(self.root / f"{item.name}.flags.npy", allow_pickle=False)
-            self._arrays[item.name] = (image, flags)
-        return self._arrays[item.name]
+        """Image and flags of an item, mapped from their files: a bank may be larger than memory."""
+        image = np.load(self.root / f"{item.name}.image.npy", mmap_mode="r", allow_pickle=False)
+        flags = np.load(self.root / f"{item.name}.flags.npy", mmap_mode="r", allow_pickle=False)
+        return image, flags
 
-    def sample(self, rng: np.random.Generator, size: int, on_tumour: float = 0.0) -> Patch:
+    def sample(self, rng: np.random.Generator, size: int, on_tumour: float = 0.0, widest: float = 1.0) -> Patch:
         """One random crop of side ``size``; with probability ``on_tumour`` it holds a tumour voxel if there is one.
 
-        Crops that are mostly unknown or mostly empty are drawn again (a few times).
+        Half of the crops show up to ``widest`` times as much along each axis, on voxels as much larger. Crops that are
+        mostly unknown or mostly empty are drawn again (a few times).
         """
         item = self.items[rng.choice(len(self.items), p=self._probabilities)]
         image, flags = self.arrays(item)
-        aim = rng.random() < on_tumour
+        aim, side = rng.random() < on_tumour, size
+        if widest > 1 and rng.random() < 0.5:
+            side = round(rng.uniform(size, max(min(widest * size, max(image.shape)), size)))
         for _ in range(8):
-            box = _random_box(rng, image.shape, size, _tumour_voxel(rng, flags) if aim else None)
+            box = _random_box(rng, image.shape, side, _tumour_voxel(rng, flags) if aim else None)
             crop, known = image[box], flags[box]
             if aim or (float((known > 0).mean()) > 0.4 and float((crop > 0.05).mean()) > 0.25):
                 break
-        return Patch(_pad(crop.astype(np.float32), size), _pad(known, size), item)
+        patch = Patch(_pad(crop.astype(np.float32), side), _pad(known, side), item)
+        return patch if side == size else _shrunk(patch, size)
 
 
 def _tumour_voxel(rng: np.random.Generator, flags: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64] | None:
@@ -129,6 +132,16 @@ def _random_box(
         start = int(rng.integers(low, high + 1))
         box.append(slice(start, start + size))
     return tuple(box)
+
+
+def _shrunk(patch: Patch, size: int) -> Patch:
+    """The patch on fewer, larger voxels: images averaged, flags of the nearest."""
+    side = len(patch.image)
+    image = F.adaptive_avg_pool3d(torch.from_numpy(patch.image)[None], size)[0].numpy()
+    nearest = ((np.arange(size) + 0.5) * side / size).astype(int)
+    spacing = tuple(mm * side / size for mm in patch.item.spacing)
+    item = replace(patch.item, spacing=(spacing[0], spacing[1], spacing[2]))
+    return Patch(image, patch.flags[np.ix_(nearest, nearest, nearest)], item)
 
 
 def _pad(array: npt.NDArray[np.generic], size: int) -> npt.NDArray:  # type: ignore[type-arg]

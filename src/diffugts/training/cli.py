@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+WIDEST = 1.75
+"""Voxels of up to this many times the model's spacing are seen in training, as the attention's wide pass has them."""
+
 
 def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `diffugts pretrain`: data, then autoencoder, then flow; each goes on where it stopped."""
@@ -69,10 +72,11 @@ def run_pretrain(args: argparse.Namespace) -> int:
     start = load_backbone(args.start) if args.start else None
     config = start.config if start else ModelConfig.read(args.config or MODELS / "compact" / "config.json")
     bank = Bank(_bank(args, config.spacing_mm))
-    options = RunOptions(args.autoencoder_steps, args.batch, args.size, 2.5e-4, seed=args.seed, on_tumour=0.2)
+    shared = {"seed": args.seed, "widest": WIDEST}
+    options = RunOptions(args.autoencoder_steps, args.batch, args.size, 4e-4, on_tumour=0.2, **shared)
     model = train_autoencoder(config, bank, options, args.output / "autoencoder", start)
     healthy = Bank(bank.root, lambda item: item.trusted)
-    options = RunOptions(args.flow_steps, args.flow_batch, args.size, 5e-4, seed=args.seed)
+    options = RunOptions(args.flow_steps, args.flow_batch, args.size, 5e-4, **shared)
     model = train_flow(model, healthy, options, args.output / "flow")
     save_model(model, args.output / "model", origin=f"diffugts pretrain, recipe {args.recipe.name}, seed {args.seed}")
     return 0
@@ -101,8 +105,9 @@ def run_fit(args: argparse.Namespace) -> int:
         lambda item: admitted(item, args.exclude) and item.modality.startswith(modality[:2]),
     )
     options = RunOptions(
-        args.steps, args.batch, args.size, args.learning_rate, warmup=50, ema=0.995, seed=args.seed, on_tumour=0.7
-    )
+        args.steps, args.batch, args.size, args.learning_rate, warmup=50, ema=0.995, seed=args.seed, on_tumour=0.7,
+        widest=WIDEST,
+    )  # fmt: skip
     head = train_heads(
         model, encoder, bank, options, args.output / "heads", args.exclude, start if args.start else None
     ).eval()

@@ -32,6 +32,21 @@ ELSEWHERE = (
     "bone", "soft tissue", "brain", "prostate", "thyroid", "ovary", "head and neck",
 )  # fmt: skip
 FAR_FROM = {"torso": ("brain",), "head and neck": ("liver", "kidney", "colon", "bladder", "prostate")}
+NOT_THERE = {  # organs that a graft of unknown organ, by the anatomy of its scan, surely does not lie in
+    "torso": {"brain", "lung"},
+    "head and neck": {
+        "lung",
+        "liver",
+        "kidney",
+        "spleen",
+        "pancreas",
+        "colon",
+        "stomach",
+        "adrenal",
+        "bladder",
+        "breast",
+    },
+}
 PROMPT_OF = {"adrenal": "adrenal gland"}  # organs of synthetic patients whose prompt has another name
 CONTRASTIVE_TEMPERATURE = 0.07
 USUAL_SIZE = 1000  # of a lesion, in voxels of the attention's grid: what an absent lesion's errors are divided by
@@ -75,8 +90,7 @@ def admitted(item: Item, excluded: Sequence[str] = ()) -> bool:
     """Whether an item may train a head that must never see tumours of the excluded organs."""
     if not item.labelled or set(item.lesions) & set(excluded):
         return False
-    # Grafts of unknown organ may lie in any soft tissue; the lung alone is always told apart.
-    return "" not in item.lesions or not set(excluded) - {"lung"}
+    return "" not in item.lesions or set(excluded) <= NOT_THERE.get(item.anatomy, set())
 
 
 class PromptVectors:

@@ -32,6 +32,7 @@ class RunOptions:
         seed: of patches, augmentation and noise.
         save_every: steps between checkpoints.
         on_tumour: share of patches aimed at a tumour where the volume has one.
+        widest: half of the patches show up to this many times as much along each axis, on larger voxels.
     """
 
     steps: int
@@ -43,6 +44,7 @@ class RunOptions:
     seed: int = 0
     save_every: int = 200
     on_tumour: float = 0.0
+    widest: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def batches(bank: Bank, options: RunOptions, first_step: int) -> Iterator[Batch]
 
     def make(step: int) -> Batch:
         rng = np.random.default_rng((options.seed, step))
-        drawn = [augment(bank.sample(rng, options.size, options.on_tumour), rng) for _ in range(options.batch)]
+        draws = (bank.sample(rng, options.size, options.on_tumour, options.widest) for _ in range(options.batch))
+        drawn = [augment(patch, rng) for patch in draws]
         image = torch.from_numpy(np.stack([patch.image for patch in drawn]))[:, None]
         flags = torch.from_numpy(np.stack([patch.flags for patch in drawn]))[:, None]
         return Batch(image, flags, tuple(drawn))

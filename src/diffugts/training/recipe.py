@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -89,48 +89,73 @@ def _scan_jobs(source: dict[str, Any], data: Path, spacing: float) -> Iterator[J
             name, source["modality"], source["anatomy"], source["source"], (spacing,) * 3, organs,
             trusted=source.get("trusted", True), labelled=bool(organs), weight=source.get("weight", 1.0),
         )  # fmt: skip
-        yield Job(name, partial(_made, item, _scan, path, item, source, spacing))
+        yield Job(name, partial(_made, item, _scan, *_key(path, item, source, spacing)))
         for number in range(source.get("grafts", 0)):
             graft_name = f"graft_{name.removeprefix('scan_')}_{number:02d}"
             yield Job(graft_name, partial(_graft, graft_name, path, item, source, spacing))
 
 
-def _scan(path: Path, item: Item, source: dict[str, Any], spacing: float) -> Arrays:
+def _key(path: Path, item: Item, source: dict[str, Any], spacing: float) -> tuple[Any, ...]:
+    """What a prepared scan depends on, hashable."""
+    return path, item.modality, item.anatomy, spacing, source.get("fill"), tuple(source.get("tumour", ()))
+
+
+@lru_cache(maxsize=8)  # a scan's grafts follow each other, while sources take turns
+def _scan(
+    path: Path, modality: str, anatomy: str, spacing: float, fill: float | None, tumour: tuple[str, ...]
+) -> Arrays:
     from diffugts.intensity import IntensityMap
     from diffugts.io import read_volume
     from diffugts.spatial import place
 
     volume = read_volume(path)
     array, placement = place(volume, spacing=spacing, multiple=1)
-    scale = IntensityMap.ct() if item.modality == "ct" else IntensityMap.mr(volume.array)
+    scale = IntensityMap.ct() if modality == "ct" else IntensityMap.mr(volume.array)
     flags = np.full(array.shape, KNOWN, np.uint8)
-    if "fill" in source:  # outside the scanned region: neither air nor tissue
+    if fill is not None:  # outside the scanned region: neither air nor tissue
         from scipy import ndimage
 
-        known = ndimage.binary_opening(ndimage.binary_closing(volume.array != source["fill"], iterations=2))
+        known = ndimage.binary_opening(ndimage.binary_closing(volume.array != fill, iterations=2))
         flags[~placement.forward(known, kind="mask")] = UNKNOWN
-    if "tumour" in source:
-        old, new = source["tumour"]
-        tumour = read_volume(path.with_name(path.name.replace(old, new))).array > 0
-        flags[placement.forward(tumour, kind="max") & (flags > 0)] = TUMOUR
+    if tumour:
+        old, new = tumour
+        mask = read_volume(path.with_name(path.name.replace(old, new))).array > 0
+        flags[placement.forward(mask, kind="max") & (flags > 0)] = TUMOUR
     return scale.forward(array), flags
+
+
+@lru_cache(maxsize=8)
+def _tissues(*key: Any) -> npt.NDArray[np.uint8]:
+    """Tissue labels of a prepared scan."""
+    from diffugts.synth.graft import real_tissues
+
+    _, modality, anatomy, spacing, *_ = key
+    array, _ = _scan(*key)
+    return real_tissues(array * 2000 - 1000 if modality == "ct" else array, (spacing,) * 3, modality, anatomy)
 
 
 def _graft(name: str, path: Path, scan: Item, source: dict[str, Any], spacing: float) -> Made:
     """The scan with a tumour planted in it; real tumours and what is unknown are not supervised."""
+    from diffugts.intensity import IntensityMap
     from diffugts.synth.graft import graft
 
-    array, flags = _scan(path, scan, source, spacing)
+    key = _key(path, scan, source, spacing)
+    array, flags = _scan(*key)
     image = array * 2000 - 1000 if scan.modality == "ct" else array
     rng = np.random.default_rng(_seed(name))
-    planted, lesion, organ = graft(image, flags == KNOWN, (spacing,) * 3, scan.modality, scan.anatomy, rng)
+    planted, lesion, organ = graft(
+        image, flags == KNOWN, (spacing,) * 3, scan.modality, scan.anatomy, rng, _tissues(*key)
+    )
     flags = np.where(flags == KNOWN, KNOWN, UNKNOWN).astype(np.uint8)
     flags[lesion] = TUMOUR
     item = replace(
         scan, name=name, lesions=(organ,) if lesion.any() else (), labelled=True, trusted=False,
         weight=source.get("weight", 1.0) / source["grafts"],
     )  # fmt: skip
-    scaled = (planted + 1000) / 2000 if scan.modality == "ct" else planted
+    if scan.modality == "ct":
+        scaled: npt.NDArray[np.floating[Any]] = (planted + 1000) / 2000
+    else:  # a bright lesion takes part in the percentiles that scale a scan
+        scaled = IntensityMap.mr(planted).forward(planted)
     return item, np.clip(scaled, 0, 1).astype(np.float32), flags
 
 
