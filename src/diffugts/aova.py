@@ -101,11 +101,12 @@ def cross_attention(query: Tensor, key: Tensor) -> Tensor:
 
 def sum_stages(maps: Sequence[Tensor]) -> Tensor:
     """A = Σ_l upsample(A_l): each (N, K, ·) trilinear to the shape of the finest map."""
-    finest = max((m.shape[2:] for m in maps), key=lambda shape: shape.numel())
-    total = torch.zeros((*maps[0].shape[:2], *finest), device=maps[0].device)
-    for stage in maps:
-        total = total + _resampled(stage.float(), finest)
-    return total
+    grids: dict[torch.Size, Tensor] = {}
+    for stage in maps:  # first those of one grid, so that each grid is brought to the finest once
+        shape = stage.shape[2:]
+        grids[shape] = grids[shape] + stage.float() if shape in grids else stage.float()
+    finest = max(grids, key=lambda shape: shape.numel())
+    return torch.stack([_resampled(total, finest) for total in grids.values()]).sum(0)
 
 
 def _resampled(feature: Tensor, grid: Sequence[int]) -> Tensor:

@@ -130,9 +130,15 @@ class Segmenter:
         report = progress and partial(progress, "encode")
         look = partial(self._look, volume, intensity, crop, found, body, clock, report)
         near = look(config.spacing_mm)
-        wide = look(config.spacing_mm * self.settings.wide) if self.head and self.settings.wide > 1 else None
+        wide = look(config.spacing_mm * self.settings.wide) if self._looks > 1 else None
         said = (*warnings, *intensity.warnings)
         return Case(self, volume, near.placement, intensity, near.conditions, near.encoding, said, clock, wide)
+
+    @property
+    def _looks(self) -> float:
+        """Voxels that are encoded in all, as a share of those on the model grid."""
+        wide = self.settings.wide
+        return 1 + wide**-3 if self.head is not None and wide > 1 else 1.0
 
     def _look(
         self, volume: Volume, intensity: IntensityMap, crop: Box, modality: str, body: str | None, clock: Clock,
@@ -180,7 +186,7 @@ class Segmenter:
         rate = (time.perf_counter() - began) / side**3
         window = config.window
         overlap = (window / (window - config.multiple)) ** 3 if voxels > window**3 else 1.0
-        return {"seconds": rate * voxels * overlap * 1.2, "peak_gb": self.peak_gb(shape, spacing)}
+        return {"seconds": rate * voxels * self._looks * overlap * 1.2, "peak_gb": self.peak_gb(shape, spacing)}
 
     def peak_gb(self, shape: Sequence[int], spacing: Sequence[float], crop: Box | None = None) -> float:
         """Expected peak memory, GB, to encode a scan and ask it one prompt; a box to repaint is fitted to what is left.
@@ -193,7 +199,7 @@ class Segmenter:
         sides = [max(1, round(n * mm / config.spacing_mm)) for n, mm in zip(seen, spacing, strict=True)]
         voxels = float(np.prod([-(-side // config.multiple) * config.multiple for side in sides]))
         weights = sum(p.numel() * p.element_size() for p in self.backbone.parameters())
-        return peak_bytes(config, weights, voxels, float(np.prod(shape))) / 1e9
+        return peak_bytes(config, weights, voxels * self._looks, float(np.prod(shape))) / 1e9
 
     def _refuse_too_large(self, volume: Volume, crop: Box) -> None:
         """Say so before the machine runs out of memory, rather than after."""

@@ -26,7 +26,8 @@ def train_autoencoder(
     """Train the autoencoder: masked L1 on voxels and on their differences along each axis.
 
     Args:
-        start: a model of the same configuration to go on from; its linear code is kept.
+        start: a model of the same configuration to go on from; its linear code is kept, and its scale factor, so
+            that its flow still fits.
 
     Returns:
         A model with the averaged autoencoder and a scale factor that makes its latents unit variance.
@@ -57,7 +58,7 @@ def train_autoencoder(
         }
 
     train({"autoencoder": autoencoder}, loss_of, bank, options, out)
-    return with_scale_factor(model, bank, options)
+    return with_scale_factor(model, bank, options) if start is None else model
 
 
 def with_scale_factor(model: LatentDiffusion, bank: Bank, options: RunOptions) -> LatentDiffusion:

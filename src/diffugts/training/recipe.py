@@ -150,7 +150,7 @@ def _graft(name: str, path: Path, scan: Item, source: dict[str, Any], spacing: f
     flags[lesion] = TUMOUR
     item = replace(
         scan, name=name, lesions=(organ,) if lesion.any() else (), labelled=True, trusted=False,
-        weight=source.get("weight", 1.0) / source["grafts"],
+        weight=source.get("graft_weight", source.get("weight", 1.0)) / source["grafts"],
     )  # fmt: skip
     if scan.modality == "ct":
         scaled: npt.NDArray[np.floating[Any]] = (planted + 1000) / 2000
