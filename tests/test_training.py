@@ -199,7 +199,7 @@ def test_untrusted_tissue_weighs_less_than_its_planted_tumour() -> None:
     flags = torch.tensor([UNKNOWN, KNOWN, TUMOUR], dtype=torch.uint8).view(1, 1, 3, 1, 1).repeat(2, 1, 1, 1, 1)
     items = [Item("a", "ct", "torso", "test", (2.0,) * 3, trusted=trusted) for trusted in (True, False)]
     patches = tuple(Patch(np.zeros((3, 1, 1), np.float32), flags[0, 0].numpy(), item) for item in items)
-    weights = voxel_weights(Batch(flags.float(), flags, patches)).flatten(1)
+    weights = voxel_weights(Batch(flags.float(), flags, patches, (0, 1), (0, 1))).flatten(1)
     assert weights[0].tolist() == [0, 1, 1]
     assert weights[1].tolist() == [0, pytest.approx(UNTRUSTED), 1]
 

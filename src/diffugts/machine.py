@@ -1,9 +1,15 @@
-"""What this machine has left, and what this process took."""
+"""What this machine has, what is left of it, and what this process took."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffugts.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def available_memory_gb() -> float | None:
@@ -35,3 +41,22 @@ def resident_gb() -> float | None:
     import os
 
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
+
+
+def find_device(wanted: str) -> torch.device:
+    """Where to run: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:<i>".
+
+    Raises:
+        InputError: no such device.
+    """
+    import torch
+
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise InputError(f"device must be auto, cpu, cuda or cuda:<i>, not {wanted!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {wanted!r} was asked for, but PyTorch sees no GPU; use --device cpu")
+    return device

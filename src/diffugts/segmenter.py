@@ -32,7 +32,7 @@ from diffugts.errors import InputError
 from diffugts.heads import HEADS, Settings, heads_folder, load_heads, load_residual_head
 from diffugts.intensity import IntensityMap, guess_modality
 from diffugts.io import from_array, read_volume
-from diffugts.machine import resident_gb
+from diffugts.machine import find_device, resident_gb
 from diffugts.residual import ResidualHead
 from diffugts.roi import Roi, narrowed, roi_box
 from diffugts.spatial import Box, body_box, place
@@ -82,7 +82,7 @@ class Segmenter:
             WeightsError: files missing, damaged or of another network.
             InputError: no such device.
         """
-        folder, where = model_folder(model, home), _device(device)
+        folder, where = model_folder(model, home), find_device(device)
         trained = heads_folder(folder, held_out)
         head, settings, residual = None, Settings(), None
         if (trained / HEADS).is_file():
@@ -230,15 +230,3 @@ def _modality(volume: Volume, wanted: str) -> tuple[str, tuple[str, ...]]:
         return wanted, ()
     found, reason = guess_modality(volume)
     return found, (f"The modality was taken to be {found.upper()}: {reason}. Give --modality to set it.",)
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise InputError(f"device must be auto, cpu, cuda or cuda:<i>, not {wanted!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {wanted!r} was asked for, but PyTorch sees no GPU; use --device cpu")
-    return device

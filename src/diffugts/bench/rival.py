@@ -70,7 +70,7 @@ def train_rival(bank: Bank, options: RunOptions, out: Path, features: Sequence[i
     torch.manual_seed(options.seed)
     network = build(features)
 
-    def loss_of(batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(batch: Batch) -> tuple[Tensor, dict[str, float]]:
         logits = network(batch.image).float()
         loss = supervised_loss(logits, batch.flags)
         return loss, {}

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffugts.training.workers import Workers
 
 WIDEST = 1.75
 """Voxels of up to this many times the model's spacing are seen in training, as the attention's wide pass has them."""
@@ -46,6 +52,12 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--examples", type=int, default=400, metavar="N", help="repainted regions for the residual head: %(default)s"
     )
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="keep the frozen model's features here, for this and later heads"
+    )
+    parser.add_argument(
+        "--distinct", type=int, default=4000, metavar="N", help="different patches, with --cache: %(default)s"
+    )
     parser.add_argument("--residual-steps", type=int, default=1500, metavar="N", help="default: %(default)s")
 
 
@@ -57,6 +69,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=Path("."), help="folder that the recipe's patterns start from")
     parser.add_argument("--bank", type=Path, help="folder of prepared volumes; default: DIR/bank")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<i>; with torchrun each its own GPU")
     parser.add_argument("--size", type=int, default=64, help="patch side in voxels (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="patches per step (default: %(default)s)")
 
@@ -68,17 +81,23 @@ def run_pretrain(args: argparse.Namespace) -> int:
     from diffugts.training.bank import Bank
     from diffugts.training.loop import RunOptions
     from diffugts.training.pretrain import save_model, train_autoencoder, train_flow
+    from diffugts.training.workers import Workers
 
+    workers = Workers.join()
+    device = _device(args, workers)
     start = load_backbone(args.start) if args.start else None
     config = start.config if start else ModelConfig.read(args.config or MODELS / "compact" / "config.json")
-    bank = Bank(_bank(args, config.spacing_mm))
+    bank = Bank(_bank(args, config.spacing_mm, workers))
     shared = {"seed": args.seed, "widest": WIDEST}
     options = RunOptions(args.autoencoder_steps, args.batch, args.size, 4e-4, on_tumour=0.2, **shared)
-    model = train_autoencoder(config, bank, options, args.output / "autoencoder", start)
+    model = train_autoencoder(config, bank, options, args.output / "autoencoder", start, workers, device)
     healthy = Bank(bank.root, lambda item: item.trusted)
     options = RunOptions(args.flow_steps, args.flow_batch, args.size, 5e-4, **shared)
-    model = train_flow(model, healthy, options, args.output / "flow")
-    save_model(model, args.output / "model", origin=f"diffugts pretrain, recipe {args.recipe.name}, seed {args.seed}")
+    model = train_flow(model, healthy, options, args.output / "flow", workers)
+    if workers.rank == 0:
+        origin = f"diffugts pretrain, recipe {args.recipe.name}, seed {args.seed}"
+        save_model(model.cpu(), args.output / "model", origin)
+    workers.wait()
     return 0
 
 
@@ -86,31 +105,46 @@ def run_fit(args: argparse.Namespace) -> int:
     """Carry out `diffugts fit`; writes the heads into the model folder ``DIR/model`` (a copy of the backbone's)."""
     import shutil
 
-    from diffugts.backbone.weights import load_backbone, model_folder, read_info, write_record
+    from diffugts.backbone.weights import AUTOENCODER, UNET, load_backbone, model_folder, read_info, write_record
     from diffugts.heads import HEADS, Settings, held_out_folder, load_heads, save_heads
     from diffugts.text import default_encoder
     from diffugts.training.bank import Bank
+    from diffugts.training.features import FeatureCache
     from diffugts.training.fit import admitted, train_heads
     from diffugts.training.loop import RunOptions
     from diffugts.training.residual import train_residual_head
+    from diffugts.training.workers import Workers
 
+    workers = Workers.join()
     folder, encoder = model_folder(args.model), default_encoder()
-    model = load_backbone(folder)
+    model = load_backbone(folder).to(_device(args, workers))
     start, settings = (
         load_heads(args.start or folder) if args.start or (folder / HEADS).is_file() else (None, Settings())
     )
     modality = model.config.modality or ""  # a model of one modality trains on that one alone
     bank = Bank(
-        _bank(args, model.config.spacing_mm),
+        _bank(args, model.config.spacing_mm, workers),
         lambda item: admitted(item, args.exclude) and item.modality.startswith(modality[:2]),
     )
     options = RunOptions(
         args.steps, args.batch, args.size, args.learning_rate, warmup=50, ema=0.995, seed=args.seed, on_tumour=0.7,
-        widest=WIDEST,
+        widest=WIDEST, distinct=args.distinct if args.cache else 0,
     )  # fmt: skip
+    info = read_info(folder)
+    cache = None
+    if args.cache:
+        hashes = {file.path: file.sha256 for file in info.files if file.path in (AUTOENCODER, UNET)}
+        patches = {"recipe": args.recipe.read_text(encoding="utf-8"), "exclude": sorted(args.exclude)}
+        shared = {name: getattr(options, name) for name in ("seed", "size", "on_tumour", "widest")}
+        cache = FeatureCache(args.cache, {"model": info.name, "weights": hashes, **patches, **shared})
     head = train_heads(
-        model, encoder, bank, options, args.output / "heads", args.exclude, start if args.start else None
-    ).eval()
+        model, encoder, bank, options, args.output / "heads", args.exclude, start if args.start else None, cache,
+        workers,
+    ).eval().cpu()  # fmt: skip
+    workers.wait()
+    if workers.rank:  # one process is enough for what is left
+        return 0
+    model.cpu()
     residual = train_residual_head(
         model, head, encoder, bank, args.output / "residual", args.examples, args.residual_steps, args.seed
     )
@@ -119,15 +153,27 @@ def run_fit(args: argparse.Namespace) -> int:
         shutil.copytree(folder, out, dirs_exist_ok=True)
     seen = sorted({organ for item in bank.items for organ in item.lesions if organ})
     save_heads(held_out_folder(out, args.exclude) if args.exclude else out, head, settings, seen, residual)
-    info = read_info(folder)
     write_record(out, info.licence, info.origin, info.reconstruction_mae)
     return 0
 
 
-def _bank(args: argparse.Namespace, spacing: float) -> Path:
-    """Build what the recipe asks for and the bank lacks."""
+def _device(args: argparse.Namespace, workers: Workers) -> torch.device:
+    """Where to train; each of several processes on its own GPU."""
+    import torch
+
+    from diffugts.machine import find_device
+
+    device = find_device(args.device)
+    if device.type == "cuda" and workers.count > 1:
+        return torch.device("cuda", workers.local)
+    return device
+
+
+def _bank(args: argparse.Namespace, spacing: float, workers: Workers) -> Path:
+    """Build what the recipe asks for and the bank lacks, each process its part."""
     from diffugts.training.recipe import build
 
     root = args.bank or args.output / "bank"
-    build(args.recipe, args.data, root, spacing)
+    build(args.recipe, args.data, root, spacing, workers.rank, workers.count)
+    workers.wait()
     return Path(root)

@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffugts.aova import Attention, AttentionConfig, AttentionHead
-from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import LatentDiffusion
 from diffugts.prompts import parse
 from diffugts.text import TextEncoder
 from diffugts.training.bank import TUMOUR, UNKNOWN, Bank, Item, Patch
-from diffugts.training.loop import Batch, RunOptions, train
+from diffugts.training.features import FeatureCache, features
+from diffugts.training.loop import ALONE, Batch, RunOptions, train
+from diffugts.training.workers import Workers
 
 GENERIC = ("tumor", "lesion", "mass", "abnormality")
 FINDINGS = ("tumor", "metastasis", "cancer", "lesion", "sarcoma")
@@ -120,7 +121,8 @@ def _some(vectors: Tensor, rng: np.random.Generator) -> Tensor:
 
 def train_heads(
     model: LatentDiffusion, encoder: TextEncoder, bank: Bank, options: RunOptions, out: Path,
-    excluded: Sequence[str] = (), start: AttentionHead | None = None,
+    excluded: Sequence[str] = (), start: AttentionHead | None = None, cache: FeatureCache | None = None,
+    workers: Workers = ALONE,
 ) -> AttentionHead:  # fmt: skip
     """Train adapters, projections, text MLPs and the image-level score on a frozen model.
 
@@ -128,6 +130,8 @@ def train_heads(
         bank: of items that ``admitted`` with the same ``excluded``.
         excluded: organs that are never named.
         start: a head to go on from, for instance one that saw fewer organs.
+        cache: where the features of ``options.distinct`` patches are kept, so that each is computed once.
+        workers: the processes that share each batch.
 
     Returns:
         The head with averaged weights.
@@ -142,30 +146,26 @@ def train_heads(
         _fit_statistics(head, model, bank, options)
         _fit_text_statistics(head, vectors, excluded)
 
-    def loss_of(batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        put = [questions(patch, rng, excluded=excluded) for patch in batch.patches]
-        pairs = [[vectors.draw(question.prompt, rng) for question in asked] for asked in put]
-        abnormal, normal = (torch.stack([torch.stack([p[side] for p in row]) for row in pairs]) for side in (0, 1))
-        attention = head(features(model, batch.image, batch.patches), abnormal, normal)
+    head.to(model.device)
+
+    def loss_of(batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        rngs = [np.random.default_rng(seed) for seed in batch.seeds]
+        put = [questions(patch, rng, excluded=excluded) for patch, rng in zip(batch.patches, rngs, strict=True)]
+        pairs = [[vectors.draw(q.prompt, rng) for q in asked] for asked, rng in zip(put, rngs, strict=True)]
+        abnormal, normal = (
+            torch.stack([torch.stack([p[side] for p in row]) for row in pairs]).to(model.device) for side in (0, 1)
+        )
+        stages = cache.features(model, batch) if cache else features(model, batch.image, batch.patches)
+        attention = head(stages, abnormal, normal)
         target = torch.stack([_targets(flags[0], asked) for flags, asked in zip(batch.flags, put, strict=True)])
-        loss, figures = attention_loss(attention, target, voxel_weights(batch))
-        contrast = contrastive(attention.pooled, abnormal, target.flatten(2).any(2), head)
+        loss, figures = attention_loss(attention, target, voxel_weights(batch), workers)
+        there = target.flatten(2).any(2)
+        pooled, asked, found = (workers.gather(x) for x in (attention.pooled.float(), abnormal, there.float()))
+        contrast = contrastive(pooled, asked, found, head)
         return loss + 0.1 * contrast, {**figures, "contrastive": contrast.item()}
 
-    train({"head": head}, loss_of, bank, options, out, SLOW)
+    train({"head": head}, loss_of, bank, options, out, SLOW, workers)
     return head
-
-
-def features(model: LatentDiffusion, image: Tensor, patches: Sequence[Patch]) -> list[Tensor]:
-    """Frozen stage features of patches (N, 1, S, S, S), (N, C_l, ·) each."""
-    conditions = [conditions_of(patch) for patch in patches]
-    return [stage.clone() for stage in model.encode_patches(image, conditions).stages]
-
-
-def conditions_of(patch: Patch) -> Conditions:
-    """As at inference: CT or MR, the sequence unknown."""
-    return Conditions(patch.item.spacing, patch.item.modality.split("-")[0])
 
 
 def _fit_statistics(head: AttentionHead, model: LatentDiffusion, bank: Bank, options: RunOptions) -> None:
@@ -195,29 +195,35 @@ def _fit_text_statistics(head: AttentionHead, vectors: PromptVectors, excluded: 
 
 def _targets(flags: Tensor, asked: Sequence[Question]) -> Tensor:
     """(P, S, S, S) 1 where a question's lesions are."""
-    return torch.stack([torch.isin(flags, torch.tensor(q.lesions, dtype=flags.dtype)) for q in asked]).float()
+    lesions = [torch.tensor(q.lesions, dtype=flags.dtype, device=flags.device) for q in asked]
+    return torch.stack([torch.isin(flags, values) for values in lesions]).float()
 
 
 def voxel_weights(batch: Batch) -> Tensor:
     """(N, 1, S, S, S) how much each voxel is believed: a patient's own, unlabelled tumours count as healthy here."""
-    trust = torch.tensor([1.0 if patch.item.trusted else UNTRUSTED for patch in batch.patches])
+    trust = torch.tensor(
+        [1.0 if patch.item.trusted else UNTRUSTED for patch in batch.patches], device=batch.flags.device
+    )
     healthy = trust.view(-1, 1, 1, 1, 1).expand(batch.flags.shape)
     return torch.where(batch.flags >= TUMOUR, 1.0, torch.where(batch.flags > UNKNOWN, healthy, 0.0))
 
 
-def attention_loss(attention: Attention, target: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
+def attention_loss(
+    attention: Attention, target: Tensor, weight: Tensor, workers: Workers = ALONE
+) -> tuple[Tensor, dict[str, float]]:
     """Voxel losses on the attention's own grid and the image-level loss.
 
     Args:
         attention: of N patches, P prompts each.
         target: (N, P, S, S, S) 0 or 1. weight: (N, 1, S, S, S) of each voxel, 0 where nothing is known.
+        workers: whose lesions are counted together.
     """
     logits = attention.logits.float()
     depth, height, width = logits.shape[2:]
     y, w = (F.adaptive_avg_pool3d(mask, (depth, height, width)) for mask in (target, weight))
     p, w = torch.sigmoid(logits), w.expand_as(y)
     present = y.flatten(2).amax(2) > 0.5
-    count = present.sum().clamp_min(1)
+    count = workers.mean(present.sum().float()).clamp_min(1 / workers.count)
     dice = ((soft_dice(p, y, w) + soft_dice(1 - p, 1 - y, w)) * present).sum() / count
     # Per lesion rather than per voxel: a lesion is a hundredth of its patch, and a mean over all of it is all but zero.
     focal = ((w * focal_loss(logits, y, gamma=1.0)).flatten(2).sum(2) / ((w * y).flatten(2).sum(2) + USUAL_SIZE)).mean()
@@ -247,9 +253,9 @@ def contrastive(pooled: Tensor, abnormal: Tensor, there: Tensor, head: Attention
     Pairs with the same prompt are not each other's negatives. Zero when fewer than two lesions are in the batch.
 
     Args:
-        pooled: (N, P, hidden). abnormal: (N, P, T) text vectors. there: (N, P) bool, whether the lesion is there.
+        pooled: (N, P, hidden). abnormal: (N, P, T) text vectors. there: (N, P) above 0 where the lesion is there.
     """
-    g, vectors = F.normalize(pooled[there].float(), dim=1), abnormal[there]
+    g, vectors = F.normalize(pooled[there > 0].float(), dim=1), abnormal[there > 0]
     if len(g) < 2:
         return g.new_zeros(())
     similarity = g @ F.normalize(head.align(vectors).float(), dim=1).T / CONTRASTIVE_TEMPERATURE

@@ -1,4 +1,8 @@
-"""What every training run shares: batches, precision, schedule, moving average, checkpoints, curves."""
+"""What every training run shares: batches, precision, schedule, moving average, checkpoints, curves.
+
+Everything random about a patch (crop, augmentation, noise, questions) comes from its own draw, so that a resumed run,
+and a run of several processes, sees the same patches.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffugts.errors import InputError
 from diffugts.training.bank import Bank, Patch, augment
+from diffugts.training.workers import Workers
+
+ALONE = Workers()
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class RunOptions:
         save_every: steps between checkpoints.
         on_tumour: share of patches aimed at a tumour where the volume has one.
         widest: half of the patches show up to this many times as much along each axis, on larger voxels.
+        distinct: how many different patches there are, drawn again and again, so that what a frozen model makes of
+            them can be kept; 0 for ever new ones.
     """
 
     steps: int
@@ -45,33 +55,62 @@ class RunOptions:
     save_every: int = 200
     on_tumour: float = 0.0
     widest: float = 1.0
+    distinct: int = 0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """image (N, 1, S, S, S) float32 0..1, flags (N, 1, S, S, S) uint8, and the items behind them."""
+    """image (N, 1, S, S, S) float32 0..1, flags (N, 1, S, S, S) uint8, the patches behind them, and their draws.
+
+    Attributes:
+        draws: (N,) number of each patch; two patches of one run with the same number are the same.
+        seeds: (N,) seed of whatever else is random about each patch in this step.
+    """
 
     image: Tensor
     flags: Tensor
     patches: tuple[Patch, ...]
+    draws: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+    def generators(self) -> list[torch.Generator]:
+        """A generator for each patch, on the CPU."""
+        return [torch.Generator().manual_seed(seed) for seed in self.seeds]
+
+    def randn(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+        """(N, *shape) of normal noise on the images' device, each patch's from its own generator."""
+        noise = torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
+        return noise.to(self.image.device)
 
 
-def batches(bank: Bank, options: RunOptions, first_step: int) -> Iterator[Batch]:
-    """Batches from ``first_step`` on; each depends on seed and step only, so that a resumed run sees the same."""
+def batches(
+    bank: Bank, options: RunOptions, first_step: int, workers: Workers, device: torch.device
+) -> Iterator[Batch]:
+    """This process's share of the batches from ``first_step`` on."""
+    share = options.batch // workers.count
 
     def make(step: int) -> Batch:
-        rng = np.random.default_rng((options.seed, step))
-        draws = (bank.sample(rng, options.size, options.on_tumour, options.widest) for _ in range(options.batch))
-        drawn = [augment(patch, rng) for patch in draws]
-        image = torch.from_numpy(np.stack([patch.image for patch in drawn]))[:, None]
-        flags = torch.from_numpy(np.stack([patch.flags for patch in drawn]))[:, None]
-        return Batch(image, flags, tuple(drawn))
+        places = range(workers.rank * share, (workers.rank + 1) * share)
+        draws, seeds = [], []
+        for place in places:
+            rng = np.random.default_rng((options.seed, step, place))
+            seeds.append(int(rng.integers(2**31)))
+            draws.append(int(rng.integers(options.distinct)) if options.distinct else step * options.batch + place)
+        patches = [_drawn(bank, options, draw) for draw in draws]
+        image = torch.from_numpy(np.stack([patch.image for patch in patches]))[:, None]
+        flags = torch.from_numpy(np.stack([patch.flags for patch in patches]))[:, None]
+        return Batch(image, flags, tuple(patches), tuple(draws), tuple(seeds))
 
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(make, first_step)
         for step in range(first_step, options.steps):
             batch, ahead = ahead.result(), pool.submit(make, step + 1)
-            yield batch
+            yield replace(batch, image=batch.image.to(device), flags=batch.flags.to(device))
+
+
+def _drawn(bank: Bank, options: RunOptions, draw: int) -> Patch:
+    rng = np.random.default_rng((options.seed, 1, draw))
+    return augment(bank.sample(rng, options.size, options.on_tumour, options.widest), rng)
 
 
 def fast_precision() -> torch.dtype | None:
@@ -83,20 +122,28 @@ def fast_precision() -> torch.dtype | None:
 
 def train(
     modules: dict[str, nn.Module],
-    loss_of: Callable[[Batch, torch.Generator], tuple[Tensor, dict[str, float]]],
+    loss_of: Callable[[Batch], tuple[Tensor, dict[str, float]]],
     bank: Bank,
     options: RunOptions,
     out: Path,
     slow: Sequence[str] = (),
+    workers: Workers = ALONE,
 ) -> None:
     """Run (or go on with) a training run; ``modules`` end with their averaged weights.
 
     Args:
         modules: what is trained, by name; ``out/state.pt`` keeps them, their average and the optimiser.
-        loss_of: loss and figures to log of one batch; the generator is seeded per step.
+        loss_of: loss and figures to log of one batch: means over its patches, so that the mean over workers is that
+            of the whole batch.
         out: folder of ``state.pt`` and ``curve.csv``.
         slow: parameters with one of these in their name learn at a tenth of the rate.
+        workers: the processes that share each batch.
+
+    Raises:
+        InputError: a batch that the workers cannot share evenly.
     """
+    if options.batch % workers.count:
+        raise InputError(f"a batch of {options.batch} cannot be shared by {workers.count} processes; give a multiple")
     out.mkdir(parents=True, exist_ok=True)
     trained = nn.ModuleDict(modules)
     parameters = [p for p in trained.parameters() if p.requires_grad]
@@ -104,16 +151,16 @@ def train(
     optimiser = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=1e-4, betas=(0.9, 0.98))
     average = {key: value.detach().clone() for key, value in trained.state_dict().items()}
     step = _resume(out / "state.pt", trained, optimiser, average)
-    began, precision = time.monotonic(), fast_precision()
+    began, precision, device = time.monotonic(), fast_precision(), parameters[0].device
     since: list[dict[str, float]] = []
-    for batch in batches(bank, options, step):
+    for batch in batches(bank, options, step, workers, device):
         for group in optimiser.param_groups:
             group["lr"] = _rate(step, options) * group.get("factor", 1.0)
-        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
-        with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
-            loss, figures = loss_of(batch, generator)
+        with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
+            loss, figures = loss_of(batch)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
+        workers.average_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         if torch.isfinite(norm):
             optimiser.step()
@@ -121,11 +168,15 @@ def train(
         _follow(average, trained, min(options.ema, (1 + step) / (10 + step)))
         since.append({"loss": loss.item(), **figures})
         if step % 20 == 0 or step == options.steps:
-            means = {key: sum(row[key] for row in since) / len(since) for key in since[0]}
-            _log(out / "curve.csv", {"step": step, "seconds": time.monotonic() - began, **means})
+            rows = torch.tensor([list(row.values()) for row in since], device=device)
+            means = dict(zip(since[0], workers.mean(rows.mean(0)).tolist(), strict=True))
+            if workers.rank == 0:
+                _log(out / "curve.csv", {"step": step, "seconds": time.monotonic() - began, **means})
             since.clear()
         if step % options.save_every == 0 or step == options.steps:
-            _save(out / "state.pt", trained, optimiser, average, step)
+            if workers.rank == 0:
+                _save(out / "state.pt", trained, optimiser, average, step)
+            workers.wait()  # so that all see the same bank from here on
             bank.refresh()
     trained.load_state_dict(average)
 

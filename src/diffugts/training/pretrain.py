@@ -15,19 +15,22 @@ from diffugts.backbone.config import ModelConfig
 from diffugts.backbone.latent_diffusion import LatentDiffusion
 from diffugts.backbone.networks import space_to_depth
 from diffugts.training.bank import KNOWN, Bank, Item
-from diffugts.training.loop import Batch, RunOptions, train
+from diffugts.training.loop import ALONE, Batch, RunOptions, train
+from diffugts.training.workers import Workers
 
 LATENT_NOISE = 0.05  # the decoder is trained on latents blurred by this much, so that generated ones decode well
 
 
 def train_autoencoder(
-    config: ModelConfig, bank: Bank, options: RunOptions, out: Path, start: LatentDiffusion | None = None
-) -> LatentDiffusion:
+    config: ModelConfig, bank: Bank, options: RunOptions, out: Path, start: LatentDiffusion | None = None,
+    workers: Workers = ALONE, device: torch.device | None = None,
+) -> LatentDiffusion:  # fmt: skip
     """Train the autoencoder: masked L1 on voxels and on their differences along each axis.
 
     Args:
         start: a model of the same configuration to go on from; its linear code is kept, and its scale factor, so
             that its flow still fits.
+        workers: the processes that share each batch. device: where to train; None for where the start's weights are.
 
     Returns:
         A model with the averaged autoencoder and a scale factor that makes its latents unit variance.
@@ -38,9 +41,11 @@ def train_autoencoder(
     if autoencoder.linear is not None and start is None:
         autoencoder.linear.fit(_blocks(bank, config.stride, options.seed))
 
-    def loss_of(batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    model.to(device)
+
+    def loss_of(batch: Batch) -> tuple[Tensor, dict[str, float]]:
         mu, _ = autoencoder.encode(batch.image)
-        noisy = mu + LATENT_NOISE * torch.randn(mu.shape, generator=generator)
+        noisy = mu + LATENT_NOISE * batch.randn(mu.shape[1:], batch.generators())
         decoded = autoencoder.decode(noisy).float()
         known = (batch.flags > 0).float()
         voxels = _masked_mean((decoded - batch.image).abs(), known)
@@ -57,7 +62,7 @@ def train_autoencoder(
             "latent_square": spread.item(),
         }
 
-    train({"autoencoder": autoencoder}, loss_of, bank, options, out)
+    train({"autoencoder": autoencoder}, loss_of, bank, options, out, workers=workers)
     return with_scale_factor(model, bank, options) if start is None else model
 
 
@@ -67,32 +72,34 @@ def with_scale_factor(model: LatentDiffusion, bank: Bank, options: RunOptions) -
     latents = []
     with torch.no_grad():
         for _ in range(32):
-            image = torch.from_numpy(bank.sample(rng, options.size).image)[None, None]
+            image = torch.from_numpy(bank.sample(rng, options.size).image)[None, None].to(model.device)
             latents.append(model.autoencoder.encode(image)[0].flatten())
     model.config = replace(model.config, scale_factor=float(1 / torch.cat(latents).std()))
     return model
 
 
-def train_flow(model: LatentDiffusion, bank: Bank, options: RunOptions, out: Path) -> LatentDiffusion:
+def train_flow(
+    model: LatentDiffusion, bank: Bank, options: RunOptions, out: Path, workers: Workers = ALONE
+) -> LatentDiffusion:
     """Train the rectified flow v = x0 − noise on latents whose voxels are all known and healthy."""
     model.autoencoder.eval().requires_grad_(False)
     config = model.config
 
-    def loss_of(batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(batch: Batch) -> tuple[Tensor, dict[str, float]]:
         with torch.no_grad():
             x0 = (model.autoencoder.encode(batch.image)[0] * config.scale_factor).float()
-        count = len(x0)
-        noise = torch.randn(x0.shape, generator=generator)
-        t = torch.sigmoid(torch.randn(count, generator=generator))  # logit-normal: most weight on middle times
+        generators = batch.generators()
+        noise = batch.randn(x0.shape[1:], generators)
+        t = torch.sigmoid(batch.randn((), generators))  # logit-normal: most weight on middle times
         time = t.view(-1, 1, 1, 1, 1)
         healthy = -F.max_pool3d(-(batch.flags == KNOWN).float(), config.stride)
-        conditions = [_conditions(patch.item, generator) for patch in batch.patches]
+        conditions = [_conditions(patch.item, one) for patch, one in zip(batch.patches, generators, strict=True)]
         v = model.predict((1 - time) * x0 + time * noise, t, conditions).float()
         error = (v - (x0 - noise)).pow(2).mean(1, keepdim=True)
         loss = _masked_mean(error, healthy)
         return loss, {"healthy_share": healthy.mean().item()}
 
-    train({"unet": model.unet}, loss_of, bank, options, out)
+    train({"unet": model.unet}, loss_of, bank, options, out, workers=workers)
     return model
 
 
@@ -116,7 +123,8 @@ def _blocks(bank: Bank, block: int, seed: int, patches: int = 200) -> Tensor:
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / mask.sum().clamp_min(1)
+    """Mean over patches of each one's mean over its mask, (N, ·) each."""
+    return ((values * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp_min(1)).mean()
 
 
 def save_model(model: LatentDiffusion, folder: Path, origin: str) -> None:

@@ -25,7 +25,8 @@ from diffugts.refine import Part, heal_candidate
 from diffugts.residual import ResidualHead
 from diffugts.text import TextEncoder
 from diffugts.training.bank import TUMOUR, Bank, Patch, augment
-from diffugts.training.fit import PromptVectors, conditions_of, questions, soft_dice
+from diffugts.training.features import conditions_of
+from diffugts.training.fit import PromptVectors, questions, soft_dice
 from diffugts.training.loop import fast_precision
 
 Mask = npt.NDArray[np.bool_]

@@ -1,0 +1,113 @@
+"""Several processes train what one would, and a cache of features changes nothing but the time."""
+
+from __future__ import annotations
+
+import csv
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from diffugts.errors import InputError
+from diffugts.text import CachedEncoder
+from diffugts.training import loop
+from diffugts.training.bank import KNOWN, TUMOUR, Bank, Item, write_item
+from diffugts.training.features import FeatureCache
+from diffugts.training.fit import train_heads
+from diffugts.training.loop import RunOptions
+from diffugts.training.pretrain import train_autoencoder, train_flow
+from diffugts.training.workers import Workers
+from tiny import tiny_config, tiny_model
+
+OPTIONS = RunOptions(steps=2, batch=4, size=32, save_every=2, warmup=1, on_tumour=1.0)
+
+
+@pytest.fixture(scope="module")
+def bank_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three volumes, two with a tumour and one partly unknown, so that patches weigh differently."""
+    folder, rng = tmp_path_factory.mktemp("bank"), np.random.default_rng(0)
+    for number, organ in enumerate(("liver", "kidney", "")):
+        image = rng.random((40, 40, 40), dtype=np.float32)
+        flags = np.full(image.shape, KNOWN, np.uint8)
+        flags[: 8 * number] = 0
+        if organ:
+            flags[20:30, 10:30, 10:25] = TUMOUR
+        item = Item(f"i{number}", "ct", "torso", "test", (2.0,) * 3, (organ,) if organ else (), labelled=True)
+        write_item(folder, item, image, flags)
+    return folder
+
+
+def train_all(bank_folder: Path, out: Path, workers: Workers) -> None:
+    loop.fast_precision = lambda: None  # type: ignore[assignment]  # float32, so that rounding is small
+    torch.set_num_threads(1)
+    bank = Bank(bank_folder)
+    model = train_autoencoder(tiny_config(), bank, OPTIONS, out / "autoencoder", workers=workers)
+    model = train_flow(model, bank, OPTIONS, out / "flow", workers)
+    train_heads(model, CachedEncoder(), bank, OPTIONS, out / "heads", workers=workers)
+
+
+def worker(rank: int, count: int, port: int, bank_folder: Path, out: Path) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    train_all(bank_folder, out, Workers.join())
+    torch.distributed.destroy_process_group()
+
+
+def curve(path: Path) -> dict[str, float]:
+    with open(path / "curve.csv", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    return {key: float(value) for key, value in row.items() if key != "seconds"}
+
+
+def test_two_processes_train_what_one_does(bank_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "fast_precision", loop.fast_precision)  # train_all changes it
+    threads = torch.get_num_threads()
+    train_all(bank_folder, tmp_path / "one", Workers())
+    torch.set_num_threads(threads)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, (2, port, bank_folder, tmp_path / "two"), nprocs=2)
+    for part in ("autoencoder", "flow", "heads"):
+        one, two = (curve(tmp_path / run / part) for run in ("one", "two"))
+        assert one == pytest.approx(two, rel=2e-4, abs=1e-6), part
+        states = [torch.load(tmp_path / run / part / "state.pt", weights_only=True) for run in ("one", "two")]
+        for name, value in states[0]["average"].items():
+            assert torch.allclose(value.float(), states[1]["average"][name].float(), atol=1e-4), (part, name)
+
+
+def test_a_batch_must_be_shared_evenly(bank_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a batch of 4 cannot be shared by 3"):
+        train_flow(tiny_model(), Bank(bank_folder), OPTIONS, tmp_path, Workers(0, 3))
+
+
+def test_a_cache_spares_the_backbone_and_refuses_other_features(
+    bank_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffugts.training import features
+
+    passes = []
+    real = features.features
+    monkeypatch.setattr(features, "features", lambda *given: passes.append(len(given[2])) or real(*given))
+    model, bank = tiny_model(), Bank(bank_folder)
+    options = RunOptions(**{**OPTIONS.__dict__, "steps": 3, "distinct": 5})
+    cache = FeatureCache(tmp_path / "cache", {"model": "tiny", "seed": 0})
+    first = train_heads(model, CachedEncoder(), bank, options, tmp_path / "a", cache=cache)
+    made = sum(passes)
+    assert 0 < made <= 5
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == made
+    again = train_heads(
+        model, CachedEncoder(), bank, options, tmp_path / "b", cache=FeatureCache(tmp_path / "cache", cache_key())
+    )
+    assert sum(passes) == made
+    for one, two in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two)
+    with pytest.raises(InputError, match="another model or other patches"):
+        FeatureCache(tmp_path / "cache", {"model": "tiny", "seed": 1})
+
+
+def cache_key() -> dict[str, object]:
+    return {"seed": 0, "model": "tiny"}
