@@ -1,11 +1,13 @@
 """Choose the refinement's settings on tuning patients, which report nothing else.
 
-    python benchmarks/tune.py -o runs/tune [--patients 24] [--cases ../shared/cases/cases.json --only sarcoma_ct_00 ...]
+    python benchmarks/tune.py -o runs/tune [--patients 24] [--cases ../shared/cases/cases.json --only sarcoma_ct_014]
+    python benchmarks/tune.py -o runs/tune --recipe recipes/compact.json --data ../shared
     python benchmarks/tune.py -o runs/tune --held-out brain --write
 
-Tuning patients are synthetic (seeds from 900000 on, never trained on), half of them rendered healthy too, and real
-cases that the caller names. Attention and inpainting run once per patient; settings are then compared on what they
-left. The settings of a held-out head are chosen without the organs that it never saw.
+Tuning patients are synthetic (seeds from 900000 on, never trained on), half of them rendered healthy too; scans of a
+recipe with tumours planted in them that no model saw; and real cases that the caller names. Attention and inpainting
+run once per patient; settings are then compared on what they left. The settings of a held-out head are chosen without
+the organs that it never saw: neither planted nor real tumours of those.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,11 @@ from diffugts.healing import Sampling
 from diffugts.prompts import parse_all
 from diffugts.refine import heal_candidate, refine
 from diffugts.segmenter import Segmenter
+from diffugts.training.bank import TUMOUR
 from diffugts.volume import Volume
 
 FIRST_SEED = 900_000
+WEIGHTS = ((1, 0, 0), (1, 0.5, 0), (1, 0.5, 1), (1, 0.5, 2), (1, 0, 2), (1, 0.5, 4), (1, 0, 4), (1, 0, 8))
 KINDS = (("torso", "ct"), ("limb", "ct"), ("limb", "mr"), ("head", "mr"))
 
 
@@ -35,6 +39,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--model", default="compact")
     parser.add_argument("--patients", type=int, default=24)
+    parser.add_argument("--recipe", type=Path, help="plant tumours in every third of this recipe's scans")
+    parser.add_argument("--data", type=Path, default=Path("."), help="folder that the recipe's patterns start from")
     parser.add_argument("--cases", type=Path)
     parser.add_argument("--only", nargs="*", default=[], help="ids of tuning cases start with one of these")
     parser.add_argument("--held-out", metavar="ORGAN", help="tune the head that never saw this organ's tumours")
@@ -44,8 +50,12 @@ def main() -> None:
     segmenter = Segmenter.from_pretrained(args.model, held_out=args.held_out)
     folder = heads_folder(segmenter.folder, args.held_out)
     hidden = {organ for organ, path in held_out_heads(segmenter.folder).items() if path == folder}
-    patients = [*synthetic(args.patients, hidden), *(real(args.cases, args.only) if args.cases else [])]
-    kept = [collect(segmenter, *patient) for patient in patients]
+    patients = [
+        synthetic(args.patients, hidden),
+        grafted(args.recipe, args.data, hidden) if args.recipe else [],
+        real(args.cases, args.only, hidden) if args.cases else [],
+    ]
+    kept = [collect(segmenter, *patient) for patient in chain(*patients)]
     best = choose_refinement(kept, choose_candidate(kept, segmenter.settings))
     (args.output / "settings.json").write_text(json.dumps(asdict(best), indent=2))
     if args.write:
@@ -82,12 +92,32 @@ def synthetic(count: int, hidden: set[str]):  # type: ignore[no-untyped-def]
             )
 
 
-def real(cases: Path, only: list[str]):  # type: ignore[no-untyped-def]
+def grafted(recipe: Path, data: Path, hidden: set[str]):  # type: ignore[no-untyped-def]
+    """The same of scans with a tumour planted in them, from seeds of their own."""
+    from diffugts.training.fit import admitted
+    from diffugts.training.recipe import jobs
+
+    plans = json.loads(recipe.read_text())["scans"]
+    last = [{**plan, "grafts": plan.get("grafts", 0) + 1} for plan in plans]  # one more than was ever trained on
+    every = [job for job in jobs({"scans": last}, data, 2.0) if job.name.startswith("graft_")]
+    wanted = {plan["grafts"] - 1 for plan in last}
+    for job in [job for job in every if int(job.name[-2:]) in wanted][::3]:
+        item, image, flags = job.make()
+        if not item.lesions or not admitted(item, tuple(hidden)):
+            continue
+        modality, affine = item.modality[:2], np.diag([2.0, 2.0, 2.0, 1.0])
+        array = image.astype(np.float32) * 2000 - 1000 if modality == "ct" else image.astype(np.float32)
+        volume = Volume(array, affine, "HU" if modality == "ct" else "arbitrary")
+        organ = {"adrenal": "adrenal gland"}.get(item.lesions[0], item.lesions[0])
+        yield job.name, volume, modality, f"{organ} tumor".strip(), flags >= TUMOUR
+
+
+def real(cases: Path, only: list[str], hidden: set[str]):  # type: ignore[no-untyped-def]
     """The same of real tuning cases."""
     from diffugts.io import read_mask, read_volume
 
     for case in json.loads(cases.read_text())["cases"]:
-        if any(case["id"].startswith(start) for start in only):
+        if case["anatomy"] not in hidden and any(case["id"].startswith(start) for start in only):
             volume = read_volume(cases.parent / next(iter(case["images"].values())))
             truth = (
                 read_mask(cases.parent / case["tumor"], volume) if case.get("tumor") else np.zeros(volume.shape, bool)
@@ -120,42 +150,37 @@ def choose_candidate(kept: list[dict], start: Settings) -> Settings:
             for one in kept
         ]
         rows.append((merit(dices, kept), settings))
-    return best_of(rows, "suspicious region")
+    return best_of(rows, "suspicious region")[1]
 
 
 def choose_refinement(kept: list[dict], start: Settings) -> Settings:
-    """The plain form with the best merit on the chosen candidates, or the learned form if that is better."""
+    """The form, with its weights, that has the best merit on the chosen candidates."""
     for one in kept:
         case, settings = one["case"], start
         candidate = settings.candidate(one["attended"], one["score"], case.placement.spacing)
         model = case.segmenter.backbone
         one["evidence"] = heal_candidate(model, case.encoding.latent, candidate, case.conditions, [0], Sampling())
-    weights = (
-        (1, 0, 0),
-        (1, 0.5, 0),
-        (1, 0.5, 1),
-        (1, 0.5, 2),
-        (1, 0, 2),
-        (1, 0.5, 4),
-        (1, 0, 4),
-        (1, 0, 8),
-    )
-    rows = [(refined_merit(kept, replace(start, learned=True)), replace(start, learned=True))]
-    for (pixel, feature, attention), floor in product(weights, (0.15, 0.3, 0.45)):
-        fusion = replace(start.fusion, pixel=pixel, feature=feature, attention=attention, floor=floor)
-        settings = replace(start, fusion=fusion, learned=False)
-        rows.append((refined_merit(kept, settings), settings))
-    print("learned", rows[0][0])
-    best = best_of(rows, "refined")
-    plain = best_of(rows[1:], "plain").fusion if best.learned else best.fusion
-    return replace(best, fusion=plain)
+    plain = [
+        replace(start, form="plain", fusion=replace(start.fusion, pixel=p, feature=f, attention=a, floor=floor))
+        for (p, f, a), floor in product(WEIGHTS, (0.15, 0.3, 0.45))
+    ]
+    likely = [
+        replace(start, form="likelihood", odds=replace(start.odds, intensity=i, residual=r))
+        for i, r in product((0.5, 1.0, 1.5), (0.0, 0.25, 0.5, 1.0))
+    ]
+    found = [best_of([(refined_merit(kept, one), one) for one in forms], forms[0].form) for forms in (plain, likely)]
+    if kept[0]["case"].segmenter.residual_head is not None:
+        learned = replace(start, form="learned")
+        found.append(best_of([(refined_merit(kept, learned), learned)], "learned"))
+    _, best = max(found, key=lambda row: row[0])
+    return replace(best, fusion=found[0][1].fusion, odds=found[1][1].odds)
 
 
 def refined_merit(kept: list[dict], settings: Settings) -> float:
     """Merit of the refined masks."""
     found = []
     for one in kept:
-        head = one["case"].segmenter.residual_head if settings.learned else None
+        head = one["case"].segmenter.residual_head
         mask = refine(one["evidence"], one["attended"], settings, head=head).probability > 0.5
         found.append(dice(mask, one["truth"]))
     return merit(found, kept)
@@ -168,11 +193,11 @@ def merit(dices: list[float], kept: list[dict]) -> float:
     return float(0.75 * np.mean(ill) + 0.25 * np.mean(well or [1.0]))
 
 
-def best_of(rows: list[tuple[float, Settings]], what: str) -> Settings:
+def best_of(rows: list[tuple[float, Settings]], what: str) -> tuple[float, Settings]:
     rows = sorted(rows, key=lambda row: -row[0])
     for value, settings in rows[:6]:
-        print(f"{what} {value:.3f} {settings}")
-    return rows[0][1]
+        print(f"{what} {value:.3f} {settings}", flush=True)
+    return rows[0]
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:

@@ -110,7 +110,10 @@ def record(out: Path, case: str, method: str) -> dict[str, Any]:
 
 def test_every_case_has_a_record_of_every_method(done: Path) -> None:
     found = results(done)
-    names = ["otsu", "multi-otsu", "multi-otsu-middle", "anomaly", "attention", "+pixel", "+feature", "full", "+seeds"]
+    names = [
+        "otsu", "multi-otsu", "multi-otsu-middle", "anomaly", "attention", "+pixel", "+feature", "likelihood", "full",
+        "+seeds",
+    ]  # fmt: skip
     assert list(found["summary"]) == list(found["methods"]) == names
     assert len(found["cases"]) == 4 * len(names)
     assert {record["status"] for record in found["cases"]} == {"done"}
@@ -157,7 +160,7 @@ def test_the_learned_form_is_measured_beside_the_plain_one(cases: Path, tmp_path
     torch.manual_seed(3)
     residual = ResidualHead()
     torch.nn.init.constant_(list(residual.parameters())[-1], 0.0)
-    save_heads(folder, head, replace(EAGER, learned=True), seen=[], residual=residual)
+    save_heads(folder, head, replace(EAGER, form="learned"), seen=[], residual=residual)
     options = Options(str(folder), methods=("+feature", "learned", "full"), save_masks=True)
     by_name = {r["method"]: r for r in run([item], options, tmp_path / "out")["cases"]}
     assert by_name["learned"]["mask_ml"] == by_name["full"]["mask_ml"] != by_name["+feature"]["mask_ml"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -333,6 +335,12 @@ def test_live_bytes_counts_what_lives_at_once() -> None:
     assert live_bytes(run) == 8000
 
 
+def test_a_convolution_holds_a_copy_of_its_input_too() -> None:
+    layer = torch.nn.Conv3d(2, 1, 1, bias=False)
+    image = torch.zeros(1, 2, 5, 5, 5)
+    assert live_bytes(lambda: layer(image)) == 4 * 125 + 4 * 250
+
+
 def test_costs_grow_with_voxels_and_features_are_as_encoded(flow: LatentDiffusion) -> None:
     found = costs(flow.config)
     encoding = flow.encode(torch.rand(1, 1, 64, 32, 32), CT)
@@ -576,6 +584,34 @@ def test_what_does_not_fit_is_refused_with_a_way_out(
     monkeypatch.setattr("diffugts.segmenter.resident_gb", lambda: 0.0)
     with pytest.raises(InputError, match=r"needs about .* GB of memory .*--roi"):
         segmenter.encode(tmp_path / "ct.nii.gz", modality="ct")
+
+
+GROWTH = """
+import sys, torch
+from diffugts.backbone.conditions import Conditions
+from diffugts.backbone.config import ModelConfig
+from diffugts.backbone.latent_diffusion import LatentDiffusion
+from pathlib import Path
+
+def resident(which):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
+
+model = LatentDiffusion(ModelConfig.read(Path(sys.argv[1]))).frozen()
+torch.nn.Conv3d(8, 8, 3)(torch.randn(1, 8, 8, 8, 8))
+image, before = torch.rand(1, 1, 96, 96, 96), resident("VmRSS")
+model.encode_patches(image, [Conditions((1.0, 1.0, 1.0), "ct")])
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_predicted_memory_is_what_a_process_takes() -> None:
+    config = SHIPPED / "maisi-ct-rflow" / "config.json"
+    done = subprocess.run([sys.executable, "-c", GROWTH, str(config)], capture_output=True, text=True, check=True)
+    expected = costs(ModelConfig.read(config)).encode * 24**3
+    assert float(done.stdout) == pytest.approx(expected, rel=0.2)
 
 
 @pytest.mark.slow

@@ -215,9 +215,7 @@ class Case:
                 settings.fusion.smooth_vox,
             )
         with self.clock("refine"):
-            wanted = settings.learned if given is None else settings.learned_region
-            learned = self.segmenter.residual_head if wanted else None
-            refined = refine(evidence, attended, settings, trusted=given is not None, head=learned)
+            refined = refine(evidence, attended, settings, given is not None, self.segmenter.residual_head)
         with self.clock("restore"):
             back = self.placement.inverse
             probability = np.clip(back(refined.probability, "linear"), 0, 1)

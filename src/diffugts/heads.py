@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,12 @@ from diffugts.aova import AttentionConfig, AttentionHead
 from diffugts.backbone.weights import ATTENTION, load_strictly, load_tensors, save_tensors
 from diffugts.errors import WeightsError
 from diffugts.inpaint import dilate
+from diffugts.likelihood import Odds
 from diffugts.residual import Fusion, ResidualHead
 
 HEADS, RESIDUAL = "heads.json", "residual.safetensors"
 HELD_OUT = "held_out"
+Form = Literal["plain", "learned", "likelihood"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Settings:
         min_lesion_ml: connected lesions smaller than this are left out of the table.
         fusion: how residuals become a mask in the plain form.
         wide: attention also looks at voxels this many times as large, and the two are averaged; 1 is one look.
-        learned: whether the residual head, the learned form, gives the mask instead.
-        learned_region: the same where the candidate came from the user.
+        odds: how likelihoods become a mask in that form.
+        form: which form of the refinement gives the mask; "learned" needs a residual head, else it is "plain".
+        region_form: the same where the candidate came from the user.
     """
 
     threshold: float = 0.5
@@ -46,13 +49,18 @@ class Settings:
     min_lesion_ml: float = 0.0
     wide: float = 1.0
     fusion: Fusion = field(default_factory=Fusion)
-    learned: bool = False
-    learned_region: bool = False
+    odds: Odds = field(default_factory=Odds)
+    form: Form = "plain"
+    region_form: Form = "plain"
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Settings:
         """The settings that ``dataclasses.asdict`` described."""
-        return cls(**{**data, "fusion": Fusion(**data.get("fusion", {}))})
+        return cls(**{**data, "fusion": Fusion(**data.get("fusion", {})), "odds": Odds(**data.get("odds", {}))})
+
+    def cut(self, attended: npt.NDArray[np.float32]) -> float:
+        """The probability above which a voxel of this scan is suspicious."""
+        return max(self.threshold, self.relative * float(attended.max()))
 
     def dilated(self, mask: npt.NDArray[np.bool_], spacing: tuple[float, float, float]) -> npt.NDArray[np.bool_]:
         """M: the mask grown by the margin, (D, H, W) on the model grid."""
@@ -68,7 +76,7 @@ class Settings:
         """
         from scipy import ndimage
 
-        mask: npt.NDArray[np.bool_] = attended > max(self.threshold, self.relative * float(attended.max()))
+        mask: npt.NDArray[np.bool_] = attended > self.cut(attended)
         if score < self.score_threshold:
             return np.zeros_like(mask)
         labels, _ = ndimage.label(mask)

@@ -27,14 +27,14 @@ class Sampling:
 
     Attributes:
         steps: sampling steps; None takes the model's own number.
-        jumps: RePaint jumps per step (flow only).
+        jumps: RePaint jumps per step (flow only); None takes the model's own number.
         context: latent voxels of scan kept around the candidate for the model to look at.
         guidance: see ``LatentDiffusion.guided``; None takes the model's own.
         organs: what lies where in the scan, for the ControlNet.
     """
 
     steps: int | None = None
-    jumps: int = 0
+    jumps: int | None = None
     context: int = 6
     guidance: float | None = None
     organs: OrganMap | None = field(default=None, compare=False)
@@ -106,6 +106,8 @@ def _repaint(
     config = model.config
     guidance = config.guidance if sampling.guidance is None else sampling.guidance
     steps = sampling.steps or config.steps
+    jumps = config.jumps if sampling.jumps is None else sampling.jumps
+    evaluations = steps * (jumps + 1) - jumps if config.prediction == "flow" else steps
     maps = [None if sampling.organs is None else sampling.organs.crop(box, outer, config.stride) for box in boxes]
     weights = [blending_weight([part.stop - part.start for part in box], z.device) for box in boxes]
     calls = 0
@@ -123,15 +125,15 @@ def _repaint(
             v /= total.clamp_min(1e-6)  # what lies in no box is known
         calls += 1
         if calls == 2:  # the first one also pays for what starts only once
-            announce("repainting", (time.perf_counter() - began) * (steps - calls))
+            announce("repainting", (time.perf_counter() - began) * (evaluations - calls))
         if progress:
-            progress(min(calls / (steps + 1), 0.95))
+            progress(min(calls / (evaluations + 1), 0.95))
         return v
 
     if config.prediction == "flow":
-        generator = torch.Generator(device=z.device).manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)  # on the CPU, so that devices agree
         times = flow_times(steps, z.device, max(volume(box) for box in boxes), config.time_base)
-        return inpaint_flow(network, z, mask, noise, steps, sampling.jumps, generator, times)
+        return inpaint_flow(network, z, mask, noise, steps, jumps, generator, times)
     alphas = scaled_linear_alphas(config.train_steps).to(z.device)
     return inpaint_ddim(lambda zt, t: network(zt, t.float()), z, mask, noise, alphas, steps)
 

@@ -78,7 +78,7 @@ def inpaint_flow(
         steps: Euler steps from t = 1 to t = 0.
         times: the (steps + 1,) times themselves, from 1 to 0, where they are not evenly spaced.
         jumps: RePaint jumps per step: go back to t with fresh noise and redo the step, so that the repainted
-            part can agree with its surroundings. Needs ``generator``.
+            part can agree with its surroundings. Needs ``generator``, on the CPU.
 
     Returns:
         (N, C, d, h, w): equal to ``z`` bit for bit where the mask is 0.
@@ -91,7 +91,7 @@ def inpaint_flow(
             zn = mask * (zt + v * (t - tn)) + (1 - mask) * ((1 - tn) * z + tn * noise)
             if round_ < jumps and tn > 0:
                 a = (1 - t) / (1 - tn)
-                fresh = torch.randn(zn.shape, generator=generator, device=zn.device)
+                fresh = torch.randn(zn.shape, generator=generator).to(zn.device)
                 zt = a * zn + torch.sqrt((t**2 - (a * tn) ** 2).clamp_min(0)) * fresh
             else:
                 break

@@ -17,6 +17,7 @@ from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import LatentDiffusion
 from diffugts.heads import Settings
 from diffugts.healing import Sampling, heal_regions
+from diffugts.likelihood import posterior
 from diffugts.residual import (
     Fusion,
     ResidualHead,
@@ -100,17 +101,17 @@ def _overall(progress: Callable[[float], None], done: int, count: int, part: flo
 def refine(
     evidence: Evidence, attended: Map, settings: Settings, trusted: bool = False, head: ResidualHead | None = None
 ) -> Refined:
-    """Refine each connected part of the candidate from its residuals (and attention).
+    """Refine each connected part of the candidate from its residuals (and attention), in the form that is set.
 
     Args:
         attended: P_abn. trusted: the candidate came from the user; attention has no say then.
-        head: the learned form; None fuses with fixed weights and thresholds with Otsu.
+        head: for the learned form; None makes that the plain form.
     """
     from scipy import ndimage
 
-    fusion = settings.fusion
+    fusion, form, cut = settings.fusion, settings.form, settings.cut(attended)
     if trusted:
-        fusion = replace(fusion, attention=0.0)
+        fusion, form, cut = replace(fusion, attention=0.0), settings.region_form, 0.5
     probabilities, residuals = [], []
     labels, _ = ndimage.label(evidence.mask)
     boxes = ndimage.find_objects(labels)
@@ -121,7 +122,9 @@ def refine(
             here, deep, lit, seen = (torch.from_numpy(a[box]) for a in (signed, feature, attended, evidence.decoded))
             part = Part(here, deep, lit, seen, inside)
             r, p = part.fused(fusion)
-            if head is not None:
+            if form == "likelihood":
+                p = posterior(p if trusted else lit, cut, seen, here, inside, settings.odds)
+            elif form == "learned" and head is not None:
                 p = part.learned(head, trusted)
             residual[box] += r.numpy()
             probability[box] += p.numpy()

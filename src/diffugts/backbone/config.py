@@ -36,6 +36,7 @@ class ModelConfig:
         prediction: "flow" (v = x0 − noise, t in [0, 1]) or "epsilon" (DDPM, t in [0, train_steps)).
         train_steps: timesteps that the UNet's time embedding was trained on.
         steps: sampling steps by default.
+        jumps: RePaint jumps per step (flow only), so that what is painted agrees with its surroundings.
         window: side of the encoder's sliding window, voxels.
         feature_times: noise levels in [0, 1] at which the UNet is read as a further feature stage.
         image_window: the 0..1 intensities that the image stage spreads out, () for no such stage; 0.42 to 0.62 are
@@ -62,6 +63,7 @@ class ModelConfig:
     prediction: str = "flow"
     train_steps: int = 1000
     steps: int = 10
+    jumps: int = 0
     window: int = 96
     feature_times: tuple[float, ...] = field(default=(0.1,))
     image_window: tuple[float, ...] = ()

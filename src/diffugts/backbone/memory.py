@@ -25,6 +25,7 @@ from diffugts.machine import available_memory_gb
 
 SHARE = 0.6  # of what is free that one box may take: maps and copies need the rest
 ROOM = 3  # times a window's tensors: with more than that free, convolutions need no slabs
+CONVOLUTIONS = (torch.ops.aten.conv3d.default, torch.ops.aten.convolution.default)
 SMALLEST = 16**3  # latent voxels; less than that leaves the network nothing to look at
 
 
@@ -84,7 +85,10 @@ def live_bytes(run: Callable[[], Any]) -> int:
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it without annotations
-    """Counts storages as operations make them and as they die."""
+    """Counts storages as operations make them and as they die, and the copy of its input, in its kernel's own order,
+    that a convolution holds while it works: with it, encoding of 128³ by MAISI's autoencoder takes what it was seen
+    to take (2.16 GB), and a quarter less without.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -93,6 +97,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        reordered = args[0].numel() * args[0].element_size() if func in CONVOLUTIONS else 0
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
@@ -101,7 +106,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
                     self.known.add(key)
                     self.now += size
                     weakref.finalize(storage, self._gone, key, size)
-        self.most = max(self.most, self.now)
+        self.most = max(self.most, self.now + reordered)
         return result
 
     def _gone(self, key: int, size: int) -> None:

@@ -187,14 +187,19 @@ def plain(subject: Subject, feature: bool) -> Answer:
         "pixel": own.pixel or default.pixel,
         "feature": (own.feature or default.feature) if feature else 0.0,
     }
-    return refined(subject, replace(subject.settings, fusion=replace(own, **weights), learned=False))
+    return refined(subject, replace(subject.settings, fusion=replace(own, **weights), form="plain"))
 
 
 def learned(subject: Subject) -> Answer:
     """The residual head over attention, pixel and feature residual, whether or not it is the model's default."""
     if subject.encoded.segmenter.residual_head is None:
         raise InputError("the model has no residual head.")
-    return refined(subject, replace(subject.settings, learned=True))
+    return refined(subject, replace(subject.settings, form="learned"))
+
+
+def likelihood(subject: Subject) -> Answer:
+    """Bayes' rule with the scan's own densities, whether or not it is the model's default."""
+    return refined(subject, replace(subject.settings, form="likelihood"))
 
 
 def shipped(subject: Subject, seeds: int = 1) -> Answer:
@@ -207,8 +212,7 @@ def refined(subject: Subject, settings: Settings, seeds: int = 1) -> Answer:
     from diffugts.refine import refine
 
     attended, score = subject.attended
-    head = subject.encoded.segmenter.residual_head if settings.learned else None
-    found = refine(subject.evidence(seeds), attended, settings, head=head)
+    found = refine(subject.evidence(seeds), attended, settings, head=subject.encoded.segmenter.residual_head)
     probability = np.clip(subject.encoded.placement.inverse(found.probability, "linear"), 0, 1)
     return Answer(probability > 0.5, probability, True, score)
 
@@ -266,6 +270,7 @@ def methods(
         Method("attention", "anomaly-aware attention alone", attention),
         Method("+pixel", "attention and pixel residual, fixed weights, Otsu", partial(plain, feature=False)),
         Method("+feature", "attention, pixel and feature residual, fixed weights, Otsu", partial(plain, feature=True)),
+        Method("likelihood", "attention, and the likelihoods of scan and residual by Bayes' rule", likelihood),
         *([Method("learned", "attention and both residuals through the residual head", learned)] * residual_head),
         Method("full", "the whole method with the model's own settings", shipped),
     ]

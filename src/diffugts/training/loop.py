@@ -117,7 +117,8 @@ def fast_precision() -> torch.dtype | None:
     """bfloat16 where the processor multiplies it natively, else None (float32): emulation is unusably slow."""
     if torch.cuda.is_available():
         return torch.bfloat16
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else None
 
 
 def train(

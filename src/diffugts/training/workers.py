@@ -34,9 +34,12 @@ class Workers:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return cls()
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local)  # before NCCL starts, which talks from the current device
         if not dist.is_initialized():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        return cls(dist.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
+        return cls(dist.get_rank(), count, local)
 
     def wait(self) -> None:
         """Until every process is here."""

@@ -1,0 +1,65 @@
+"""The likelihood form of the refinement."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from diffugts.likelihood import Odds, posterior
+
+SIDE = 24
+
+
+def _scene() -> tuple[torch.Tensor, ...]:
+    """A bright cube of 10³ in darker noise; attention knows its middle 6³ and half believes a rim around the cube."""
+    torch.manual_seed(0)
+    truth, prior = torch.zeros(SIDE, SIDE, SIDE, dtype=torch.bool), torch.full((SIDE,) * 3, 0.02)
+    truth[7:17, 7:17, 7:17] = True
+    inside = torch.zeros_like(truth)
+    inside[4:20, 4:20, 4:20] = True
+    prior[4:20, 4:20, 4:20] = 0.3
+    prior[9:15, 9:15, 9:15] = 0.8
+    healthy = 0.3 + 0.02 * torch.randn(SIDE, SIDE, SIDE)
+    decoded = healthy + 0.3 * truth
+    return truth, prior, inside, decoded, decoded - healthy
+
+
+def test_the_mask_grows_to_the_edge_that_the_scan_shows() -> None:
+    truth, prior, inside, decoded, signed = _scene()
+    found = posterior(prior, 0.5, decoded, signed, inside, Odds()) > 0.5
+    overlap = 2 * (found & truth).sum() / (found.sum() + truth.sum())
+    core = prior > 0.5
+    assert overlap > 0.9 > 0.5 > 2 * (core & truth).sum() / (core.sum() + truth.sum())
+
+
+def test_nothing_outside_the_part_and_nothing_invented_without_a_core() -> None:
+    _, prior, inside, decoded, signed = _scene()
+    assert not posterior(prior, 0.5, decoded, signed, inside, Odds())[~inside].any()
+    unsure = posterior(prior, 0.9, decoded, signed, inside, Odds())
+    torch.testing.assert_close(unsure[inside], prior[inside])
+
+
+def test_without_weights_the_prior_alone_decides() -> None:
+    _, prior, inside, decoded, signed = _scene()
+    found = posterior(prior, 0.5, decoded, signed, inside, Odds(0.0, 0.0)) > 0.5
+    assert torch.equal(found, inside & (prior > 0.5))
+
+
+def test_a_lesion_that_looks_healthy_is_left_to_attention() -> None:
+    """Where densities agree, their ratio is near 1 and attention's own edge stays."""
+    _, prior, inside, _, _ = _scene()
+    torch.manual_seed(1)
+    flat = 0.3 + 0.02 * torch.randn(SIDE, SIDE, SIDE)
+    signed = 0.01 * torch.randn(SIDE, SIDE, SIDE)
+    found = posterior(prior, 0.5, flat, signed, inside, Odds()) > 0.5
+    core = prior > 0.5
+    assert (found ^ core).sum() < 0.1 * core.sum()
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.2])
+def test_scanner_gain_changes_nothing(gain: float) -> None:
+    _, prior, inside, decoded, signed = _scene()
+    first = posterior(prior, 0.5, decoded, signed, inside, Odds())
+    other = posterior(prior, 0.5, gain * decoded, gain * signed, inside, Odds())
+    np.testing.assert_array_equal((first > 0.5).numpy(), (other > 0.5).numpy())
