@@ -112,6 +112,7 @@ def marked(shape: tuple[int, ...], voxels: np.ndarray) -> np.ndarray:
 def measure(case: Case, image: np.ndarray, mask: np.ndarray, tumour: bool) -> Place:
     """Repaint one shape under four seeds and compare."""
     import torch
+
     painted, decoded, box = [], None, None
     for seed in range(SEEDS):
         (region,) = heal_regions(

@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=(),
         metavar="A,B",
-        help="otsu, multi-otsu, multi-otsu-middle, anomaly, unet (with --rival), attention, +pixel, +feature, likelihood, "
-        "learned, full, +seeds (with --seeds), predictions:NAME (default: all that can run)",
+        help="otsu, multi-otsu, multi-otsu-middle, anomaly, unet (with --rival), attention, +pixel, +feature, "
+        "likelihood, learned, full, +seeds (with --seeds), predictions:NAME (default: all that can run)",
     )
     parser.add_argument(
         "--predictions", type=_folder, action="append", default=[], metavar="NAME=DIR",
