@@ -2,8 +2,8 @@
 
     python benchmarks/region.py --cases ../shared/cases/cases.json [--only brain lung]
 
-Prints the Dice, on the scan's own grid and with seed 0, of the plain form, of the learned form, and of the dilated
-region itself. Which of the two forms a user gets is ``learned_region`` in the model's heads.json.
+Prints the Dice, on the scan's own grid and with seed 0, of each form of the refinement, and of the dilated region
+itself. Which form a user gets is ``region_form`` in the model's heads.json.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from diffugts.inpaint import dilate
 from diffugts.io import read_mask, read_volume
 from diffugts.segmenter import Segmenter
 
+FORMS = ("plain", "learned", "likelihood")
+SAYS = ", ".join(f"{what} {{:.3f}}" for what in (*FORMS, "region itself"))
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,20 +35,20 @@ def main() -> None:
         if case.get("tumor") and case["id"].startswith(tuple(args.only)):
             dices = measure(segmenter, args.cases.parent, case)
             found.setdefault(f"{case['anatomy']} {case['modality']}", []).append(dices)
-            print(case["id"], "plain {:.2f}, learned {:.2f}, region itself {:.2f}".format(*dices), flush=True)
+            print(case["id"], SAYS.format(*dices), flush=True)
     for category, rows in found.items():
-        print(category, len(rows), "plain {:.3f}, learned {:.3f}, region itself {:.3f}".format(*np.mean(rows, axis=0)))
+        print(category, len(rows), SAYS.format(*np.mean(rows, axis=0)))
 
 
 def measure(segmenter: Segmenter, root: Path, case: dict) -> tuple[float, ...]:
-    """Dice of the plain form, the learned form and the region."""
+    """Dice of each form and of the region."""
     volume = read_volume(root / next(iter(case["images"].values())))
     truth = read_mask(root / case["tumor"], volume) > 0
     region = dilate(truth, tuple(volume.spacing.tolist()), 8.0)
     encoded = segmenter.encode(volume, modality=case["modality"].lower())
     found = []
-    for learned in (False, True):
-        settings = replace(segmenter.settings, learned_region=learned)
+    for kind in FORMS:
+        settings = replace(segmenter.settings, region_form=kind)
         form = replace(encoded, segmenter=replace(segmenter, settings=settings))
         found.append(dice(form.segment(case["prompt"], seed=0, region=region)[case["prompt"]].mask > 0, truth))
     return (*found, dice(region, truth))

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--model", default="compact")
     parser.add_argument("--patients", type=int, default=24)
-    parser.add_argument("--recipe", type=Path, help="plant tumours in every third of this recipe's scans")
+    parser.add_argument("--recipe", type=Path, help="plant tumours in six scans of each of this recipe's sources")
     parser.add_argument("--data", type=Path, default=Path("."), help="folder that the recipe's patterns start from")
     parser.add_argument("--cases", type=Path)
     parser.add_argument("--only", nargs="*", default=[], help="ids of tuning cases start with one of these")
@@ -97,11 +97,15 @@ def grafted(recipe: Path, data: Path, hidden: set[str]):  # type: ignore[no-unty
     from diffugts.training.fit import admitted
     from diffugts.training.recipe import jobs
 
-    plans = json.loads(recipe.read_text())["scans"]
-    last = [{**plan, "grafts": plan.get("grafts", 0) + 1} for plan in plans]  # one more than was ever trained on
-    every = [job for job in jobs({"scans": last}, data, 2.0) if job.name.startswith("graft_")]
-    wanted = {plan["grafts"] - 1 for plan in last}
-    for job in [job for job in every if int(job.name[-2:]) in wanted][::3]:
+    chosen = []
+    for plan in json.loads(recipe.read_text())["scans"]:
+        if "tumour" in plan:  # what was planted is not all that is there
+            continue
+        number = plan.get("grafts", 0)  # one more than was ever trained on
+        every = jobs({"scans": [{**plan, "grafts": number + 1}]}, data, 2.0)
+        last = [job for job in every if job.name.startswith("graft_") and job.name.endswith(f"_{number:02d}")]
+        chosen += last[:: max(1, len(last) // 6)][:6]
+    for job in chosen:
         item, image, flags = job.make()
         if not item.lesions or not admitted(item, tuple(hidden)):
             continue
