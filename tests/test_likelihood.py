@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffugts.likelihood import Odds, posterior
+from diffugts.likelihood import Odds, depth_prior, posterior
 
 SIDE = 24
 
@@ -46,15 +46,14 @@ def test_without_weights_the_prior_alone_decides() -> None:
     assert torch.equal(found, inside & (prior > 0.5))
 
 
-def test_a_lesion_that_looks_healthy_is_left_to_attention() -> None:
-    """Where densities agree, their ratio is near 1 and attention's own edge stays."""
+def test_what_looks_like_the_healthy_tissue_painted_there_is_no_lesion() -> None:
     _, prior, inside, _, _ = _scene()
     torch.manual_seed(1)
-    flat = 0.3 + 0.02 * torch.randn(SIDE, SIDE, SIDE)
-    signed = 0.01 * torch.randn(SIDE, SIDE, SIDE)
-    found = posterior(prior, 0.5, flat, signed, inside, Odds()) > 0.5
+    flat, healthy = (0.3 + 0.02 * torch.randn(SIDE, SIDE, SIDE) for _ in range(2))
+    assert not posterior(prior, 0.5, flat, flat - healthy, inside, Odds()).any()
+    lenient = posterior(prior, 0.5, flat, flat - healthy, inside, Odds(least=0.0)) > 0.5
     core = prior > 0.5
-    assert (found ^ core).sum() < 0.1 * core.sum()
+    assert (lenient ^ core).sum() < 0.1 * core.sum()  # and where it is kept, attention's own edge stays
 
 
 @pytest.mark.parametrize("gain", [1.0, 0.2])
@@ -63,3 +62,19 @@ def test_scanner_gain_changes_nothing(gain: float) -> None:
     first = posterior(prior, 0.5, decoded, signed, inside, Odds())
     other = posterior(prior, 0.5, gain * decoded, gain * signed, inside, Odds())
     np.testing.assert_array_equal((first > 0.5).numpy(), (other > 0.5).numpy())
+
+
+def test_a_generous_region_shrinks_to_what_is_in_it() -> None:
+    truth, _, inside, decoded, signed = _scene()
+    prior, cut = depth_prior(inside, Odds().core)
+    assert 0 < (inside & (prior > cut)).sum() <= Odds().core * inside.sum()
+    found = posterior(prior, cut, decoded, signed, inside, Odds()) > 0.5
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9
+
+
+def test_a_region_of_one_voxel_has_a_prior_too() -> None:
+    inside = torch.zeros(3, 3, 3, dtype=torch.bool)
+    inside[1, 1, 1] = True
+    prior, cut = depth_prior(inside, 0.15)
+    found = posterior(prior, cut, torch.rand(3, 3, 3), torch.zeros(3, 3, 3), inside, Odds())
+    assert torch.isfinite(found).all() and not found[~inside].any()

@@ -2,7 +2,8 @@
 
 logit P(x) = logit P_abn − logit cut + G · [a · log p(X | lesion) / p(X | healthy) + b · log p(X − H | lesion) / …]
 
-Lesion densities are histograms over the suspicious core, weighted by attention. What healthy tissue looks like at this
+Lesion densities are histograms over the suspicious core, weighted by attention. In a region that the user gave, depth
+under its surface takes attention's place: outlines are drawn generously, and their middle is lesion. What healthy tissue looks like at this
 place is what the flow painted there: the histogram of H over the candidate; what a healthy residual looks like is that
 of the candidate's rim. G is a small gaussian. Ours; nothing is trained, and no intensity is taken for known.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,11 +30,25 @@ class Odds:
     Attributes:
         intensity, residual: a, b.
         smooth_vox: standard deviation of G, voxels.
+        core: share of a user's region, its deepest voxels, that is taken for lesion to begin with.
+        least: mean log ratio of intensities (nats) below which a core looks like the healthy tissue that was painted
+            there, and is no lesion.
     """
 
     intensity: float = 1.0
     residual: float = 0.5
     smooth_vox: float = 0.8
+    core: float = 0.15
+    least: float = 0.3
+
+
+def depth_prior(inside: Tensor, core: float) -> tuple[Tensor, float]:
+    """Depth under the surface of a part (D, H, W), 0..1, and the depth that ``core`` of its voxels reach."""
+    from scipy import ndimage
+
+    depth = ndimage.distance_transform_edt(inside.cpu().numpy()).astype(np.float32)
+    prior = torch.from_numpy(depth / max(float(depth.max()), 1e-6)).to(inside.device)
+    return prior, min(float(np.quantile(prior[inside].cpu().numpy(), 1 - core)), 0.98)
 
 
 def posterior(prior: Tensor, cut: float, decoded: Tensor, signed: Tensor, inside: Tensor, odds: Odds) -> Tensor:
@@ -49,9 +65,12 @@ def posterior(prior: Tensor, cut: float, decoded: Tensor, signed: Tensor, inside
     rim = inside & ~core
     weight = prior[core]
     low, high = torch.quantile(_some(decoded[inside]), torch.tensor([0.01, 0.99], device=decoded.device)).tolist()
-    total = odds.intensity * _log_ratio(
+    unlike = _log_ratio(
         decoded, (low, high), (decoded[core], weight), ((decoded - signed)[inside], torch.ones_like(signed[inside]))
     )
+    if odds.intensity > 0 and float(unlike[core].mean()) < odds.least:
+        return torch.zeros_like(prior)
+    total = odds.intensity * unlike
     if rim.any():
         reach = max(float(strongest(signed.abs(), inside, 0.99)), 1e-3)
         total += odds.residual * _log_ratio(

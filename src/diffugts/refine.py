@@ -17,7 +17,7 @@ from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import LatentDiffusion
 from diffugts.heads import Settings
 from diffugts.healing import Sampling, heal_regions
-from diffugts.likelihood import posterior
+from diffugts.likelihood import depth_prior, posterior
 from diffugts.residual import (
     Fusion,
     ResidualHead,
@@ -111,7 +111,7 @@ def refine(
 
     fusion, form, cut = settings.fusion, settings.form, settings.cut(attended)
     if trusted:
-        fusion, form, cut = replace(fusion, attention=0.0), settings.region_form, 0.5
+        fusion, form = replace(fusion, attention=0.0), settings.region_form
     probabilities, residuals = [], []
     labels, _ = ndimage.label(evidence.mask)
     boxes = ndimage.find_objects(labels)
@@ -123,7 +123,8 @@ def refine(
             part = Part(here, deep, lit, seen, inside)
             r, p = part.fused(fusion)
             if form == "likelihood":
-                p = posterior(p if trusted else lit, cut, seen, here, inside, settings.odds)
+                prior, limit = depth_prior(inside, settings.odds.core) if trusted else (lit, cut)
+                p = posterior(prior, limit, seen, here, inside, settings.odds)
             elif form == "learned" and head is not None:
                 p = part.learned(head, trusted)
             residual[box] += r.numpy()
