@@ -77,4 +77,5 @@ def test_a_region_of_one_voxel_has_a_prior_too() -> None:
     inside[1, 1, 1] = True
     prior, cut = depth_prior(inside, 0.15)
     found = posterior(prior, cut, torch.rand(3, 3, 3), torch.zeros(3, 3, 3), inside, Odds())
-    assert torch.isfinite(found).all() and not found[~inside].any()
+    assert torch.isfinite(found).all()
+    assert not found[~inside].any()
