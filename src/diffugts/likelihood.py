@@ -3,10 +3,10 @@
 logit P(x) = logit P_abn − logit cut + G · [a · log p(X | lesion) / p(X | healthy) + b · log p(X − H | lesion) / …]
 
 Lesion densities are histograms over the suspicious core, weighted by attention. In a region that the user gave, depth
-under its surface takes attention's place: outlines are drawn generously, and their middle is lesion. What healthy tissue
-looks like at this place is what the flow painted there: the histogram of H over the candidate; what a healthy residual
-looks like is that of the candidate's rim. G is a small gaussian. Ours; nothing is trained, and no intensity is taken for
-known.
+under its surface takes attention's place: outlines are drawn generously, and their middle is lesion. What healthy
+tissue looks like at this place is what the flow painted there: the histogram of H over the candidate; what a healthy
+residual looks like is that of the candidate's rim. G is a small gaussian. Ours; nothing is trained, and no intensity is
+known beforehand.
 """
 
 from __future__ import annotations
