@@ -2,9 +2,10 @@
 
     python benchmarks/healing.py --cases ../shared/cases/cases.json [--only brain lung sarcoma_t1_018 ...]
 
-From each scan a piece of its tumour (a ball of at most 20 mm around the deepest point, cut to the tumour) is a shape.
-That shape is repainted where it is, and at places of healthy tissue in the same scan, drawn with seed 0, at least 10 mm
-from the tumour. Printed, for CT and for MR:
+From each scan with a tumour of at most 40 ml (there must be room for it elsewhere) its largest part, grown by 6 mm as
+in use, is a shape. With --pieces it is a ball of at most 20 mm around a tumour's deepest point instead, cut to the
+tumour, whatever its size: harder, since the rest of the tumour stays in sight. The shape is repainted where it is, and
+at places of healthy tissue in the same scan, drawn with seed 0, at least 20 mm from the tumour. Printed, for CT and MR:
 
 - AUROC of the mean residual |X − H| inside the shape (mean of four seeds), tumours against healthy places;
 - at healthy places, the mean absolute error against the scan of: the mean of four seeds, one seed, biharmonic filling
@@ -29,10 +30,11 @@ from scipy import ndimage
 
 from diffugts.case import Case
 from diffugts.healing import Sampling, heal_regions
+from diffugts.inpaint import dilate
 from diffugts.io import read_mask, read_volume
 
 SEEDS = 4
-RADIUS_MM, AWAY_MM = 20.0, 10.0
+RADIUS_MM, AWAY_MM, MARGIN_MM, LARGEST_ML = 20.0, 20.0, 6.0, 40.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[""], help="ids start with one of these")
     parser.add_argument("--model", default="compact")
     parser.add_argument("--places", type=int, default=4, help="healthy places per scan (default: %(default)s)")
+    parser.add_argument("--pieces", action="store_true", help="repaint a ball inside each tumour, not the tumour")
     args = parser.parse_args()
     from diffugts.segmenter import Segmenter
 
@@ -62,7 +65,10 @@ def main() -> None:
         volume = read_volume(args.cases.parent / next(iter(case["images"].values())))
         encoded = segmenter.encode(volume, modality=case["modality"].lower())
         truth = encoded.placement.forward(read_mask(args.cases.parent / case["tumor"], volume), "mask").astype(bool)
-        for place in places(encoded, truth, args.places):
+        shape = piece(truth, encoded.placement.spacing) if args.pieces else whole(truth, encoded.placement.spacing)
+        if shape is None:
+            continue
+        for place in places(encoded, truth, shape, args.places):
             found.setdefault(case["modality"], []).append(place)
             kind = "tumour " if place.tumour else "healthy"
             print(case["id"], kind, f"residual {place.residual:.4f}", flush=True)
@@ -70,17 +76,31 @@ def main() -> None:
         report(modality, rows)
 
 
-def places(case: Case, truth: np.ndarray, count: int) -> Iterator[Place]:
-    """The tumour's piece and the same shape at healthy places."""
-    image = case.intensity.forward(case.placement.forward(case.volume.array))
-    spacing = case.placement.spacing
+def piece(truth: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
+    """(N, 3) voxels of a ball around the tumour's deepest point, cut to the tumour."""
     depth = ndimage.distance_transform_edt(truth, sampling=spacing)
     centre = np.array(np.unravel_index(depth.argmax(), depth.shape))
-    offsets = np.argwhere(truth) - centre
-    offsets = offsets[np.linalg.norm(offsets * spacing, axis=1) <= RADIUS_MM]
-    yield measure(case, image, marked(image.shape, centre + offsets), True)
+    voxels = np.argwhere(truth)
+    return voxels[np.linalg.norm((voxels - centre) * spacing, axis=1) <= RADIUS_MM]
+
+
+def whole(truth: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray | None:
+    """(N, 3) voxels of the tumour's largest part, grown; None where the tumour is too large."""
+    if truth.sum() * np.prod(spacing) / 1000 > LARGEST_ML:
+        return None
+    labels, _ = ndimage.label(truth)
+    return np.argwhere(dilate(labels == 1 + np.bincount(labels.ravel())[1:].argmax(), spacing, MARGIN_MM))
+
+
+def places(case: Case, truth: np.ndarray, shape: np.ndarray, count: int) -> Iterator[Place]:
+    """The tumour and the same shape (N, 3) at healthy places."""
+    image = case.intensity.forward(case.placement.forward(case.volume.array))
+    spacing = case.placement.spacing
+    centre = shape.mean(0).astype(int)
+    offsets = shape - centre
+    yield measure(case, image, marked(image.shape, shape), True)
     level = 0.35 if case.modality == "ct" else 0.15  # −300 HU; a sixth of the range
-    away = ndimage.distance_transform_edt(~truth, sampling=spacing) > AWAY_MM + RADIUS_MM / 2
+    away = ndimage.distance_transform_edt(~truth, sampling=spacing) > AWAY_MM
     tissue = ndimage.binary_opening(image > level) & away
     if case.modality == "ct" and lungs(image, truth):
         tissue = ndimage.binary_erosion((image > 0.02) & (image < 0.3), iterations=3) & away
