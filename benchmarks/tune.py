@@ -27,6 +27,7 @@ from diffugts.prompts import parse_all
 from diffugts.refine import heal_candidate, refine
 from diffugts.segmenter import Segmenter
 from diffugts.training.bank import TUMOUR
+from diffugts.training.fit import PROMPT_OF, admitted
 from diffugts.volume import Volume
 
 FIRST_SEED = 900_000
@@ -81,7 +82,7 @@ def synthetic(count: int, hidden: set[str]):  # type: ignore[no-untyped-def]
             sample = patient.render(tuple(size), (2.0,) * 3, tuple(origin), modality, seed=number, lesions=not healthy)
             affine = np.diag([2.0, 2.0, 2.0, 1.0])
             organ = patient.lesions[0].organ if patient.lesions else "tumor"
-            prompt = {"adrenal": "adrenal gland tumor"}.get(organ, f"{organ} tumor")
+            prompt = f"{PROMPT_OF.get(organ, organ)} tumor"
             volume = Volume(sample.image, affine, "HU" if modality == "ct" else "arbitrary")
             yield (
                 f"{kind}_{modality}_{number}{'_healthy' * healthy}",
@@ -94,7 +95,6 @@ def synthetic(count: int, hidden: set[str]):  # type: ignore[no-untyped-def]
 
 def grafted(recipe: Path, data: Path, hidden: set[str]):  # type: ignore[no-untyped-def]
     """The same of scans with a tumour planted in them, from seeds of their own."""
-    from diffugts.training.fit import admitted
     from diffugts.training.recipe import jobs
 
     chosen = []
@@ -112,7 +112,7 @@ def grafted(recipe: Path, data: Path, hidden: set[str]):  # type: ignore[no-unty
         modality, affine = item.modality[:2], np.diag([2.0, 2.0, 2.0, 1.0])
         array = image.astype(np.float32) * 2000 - 1000 if modality == "ct" else image.astype(np.float32)
         volume = Volume(array, affine, "HU" if modality == "ct" else "arbitrary")
-        organ = {"adrenal": "adrenal gland"}.get(item.lesions[0], item.lesions[0])
+        organ = PROMPT_OF.get(item.lesions[0], item.lesions[0])
         yield job.name, volume, modality, f"{organ} tumor".strip(), flags >= TUMOUR
 
 

@@ -72,6 +72,18 @@ def test_a_generous_region_shrinks_to_what_is_in_it() -> None:
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9
 
 
+def test_depth_is_under_the_surface_even_where_the_box_is_tight() -> None:
+    """The parts that are refined come in their own boxes; a user's region may fill its box."""
+    prior, cut = depth_prior(torch.ones(9, 9, 9, dtype=torch.bool), 0.15)
+    assert prior[4, 4, 4] == 1
+    torch.testing.assert_close(prior[0, 4, 4], torch.tensor(0.2))
+    loose = torch.zeros(13, 13, 13, dtype=torch.bool)
+    loose[2:11, 2:11, 2:11] = True
+    same, limit = depth_prior(loose, 0.15)
+    torch.testing.assert_close(same[2:11, 2:11, 2:11], prior)
+    assert limit == cut
+
+
 def test_a_region_of_one_voxel_has_a_prior_too() -> None:
     inside = torch.zeros(3, 3, 3, dtype=torch.bool)
     inside[1, 1, 1] = True

@@ -36,7 +36,7 @@ class Settings:
         min_lesion_ml: connected lesions smaller than this are left out of the table.
         fusion: how residuals become a mask in the plain form.
         wide: attention also looks at voxels this many times as large, and the two are averaged; 1 is one look.
-        odds: how likelihoods become a mask in that form.
+        odds: how likelihoods become a mask in the likelihood form.
         form: which form of the refinement gives the mask; "learned" needs a residual head, else it is "plain".
         region_form: the same where the candidate came from the user.
     """

@@ -47,7 +47,8 @@ def depth_prior(inside: Tensor, core: float) -> tuple[Tensor, float]:
     """Depth under the surface of a part (D, H, W), 0..1, and the depth that ``core`` of its voxels reach."""
     from scipy import ndimage
 
-    depth = ndimage.distance_transform_edt(inside.cpu().numpy()).astype(np.float32)
+    padded = np.pad(inside.cpu().numpy(), 1)  # a part's own box cuts it off at its surface
+    depth = ndimage.distance_transform_edt(padded)[1:-1, 1:-1, 1:-1].astype(np.float32)
     prior = torch.from_numpy(depth / max(float(depth.max()), 1e-6)).to(inside.device)
     return prior, min(float(np.quantile(prior[inside].cpu().numpy(), 1 - core)), 0.98)
 
