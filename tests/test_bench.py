@@ -79,7 +79,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model, with a second head that left out soft tissue."""
     folder = tiny_folder(tmp_path_factory.mktemp("model") / "tiny", EAGER)
-    head, _ = load_heads(folder)
+    head, *_ = load_heads(folder)
     torch.manual_seed(7)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -156,7 +156,7 @@ def test_full_is_what_a_user_gets(done: Path, cases: Path, model: Path) -> None:
 
 def test_the_learned_form_is_measured_beside_the_plain_one(cases: Path, tmp_path: Path) -> None:
     folder, item = tiny_folder(tmp_path / "tiny", EAGER), read_cases(cases)[0]
-    head, _ = load_heads(folder)
+    head, *_ = load_heads(folder)
     torch.manual_seed(3)
     residual = ResidualHead()
     torch.nn.init.constant_(list(residual.parameters())[-1], 0.0)
@@ -225,7 +225,7 @@ def test_other_weights_are_other_figures(cases: Path, tmp_path: Path, ran: list[
     folder = tiny_folder(tmp_path / "tiny", EAGER)
     options = Options(str(folder), methods=("otsu", "attention"), resume=True)
     run(read_cases(cases)[:1], options, tmp_path / "out")
-    head, _ = load_heads(folder)
+    head, *_ = load_heads(folder)
     save_heads(folder, head, replace(EAGER, relative=0.8), seen=[])
     ran.clear()
     run(read_cases(cases)[:1], options, tmp_path / "out")

@@ -175,6 +175,17 @@ def test_excluded_organs_are_neither_shown_nor_named() -> None:
     assert any("spleen" in prompt for prompt in named)
 
 
+def test_scans_of_an_excluded_organ_alone_are_not_shown_healthy() -> None:
+    def item(anatomy: str, *lesions: str) -> Item:
+        return Item("a", "mr", anatomy, "test", (2.0,) * 3, lesions, labelled=True)
+
+    assert admitted(item("head"))
+    assert not admitted(item("head"), ["brain", "lung"])
+    assert admitted(item("head", "bone"), ["brain", "lung"])
+    assert admitted(item("torso"), ["brain", "lung"])  # most of it is other organs
+    assert not admitted(item("limb"), ["soft tissue"])
+
+
 def test_losses_by_hand() -> None:
     y = torch.zeros(1, 1, 2, 2, 2)
     y[0, 0, 0] = 1

@@ -140,7 +140,7 @@ class Case:
         """Attention maps of parsed prompts on the finest feature grid; empty ones where no head was fitted."""
         if self.segmenter.head is None:
             return self._no_attention(len(prompts))
-        pairs = [prompt_vectors(prompt, self.segmenter.text) for prompt in prompts]
+        pairs = [prompt_vectors(self.segmenter.asked(prompt), self.segmenter.text) for prompt in prompts]
         abnormal, normal = (
             torch.from_numpy(np.stack(side)).to(self.segmenter.backbone.device) for side in zip(*pairs, strict=True)
         )
@@ -230,8 +230,19 @@ class Case:
                 uncertainty=back(refined.spread, "linear") if seeds > 1 else None,
                 lesions=find_lesions(mask, self.volume, probability, min_ml=settings.min_lesion_ml),
                 image_score=score,
-                warnings=_prompt_warnings(prompt),
+                warnings=self._prompt_warnings(prompt, given is not None),
             )
+
+    def _prompt_warnings(self, prompt: Prompt, given: bool) -> tuple[str, ...]:
+        if prompt.negated:
+            return (f"The prompt {prompt.text!r} says that nothing is there, so nothing was segmented.",)
+        asked = self.segmenter.asked(prompt)
+        if asked is not prompt and not given:
+            return (
+                f"The model never saw a tumour of the {prompt.anatomy}, so {prompt.text!r} was asked as {asked.text!r}: "
+                "tumours of other organs light up too.",
+            )
+        return ()
 
     def _pseudo_healthy(self, evidence: Evidence) -> npt.NDArray[Any]:
         """Paste the healed regions into the scan, feathered inside the mask; every other voxel keeps its bits."""
@@ -278,9 +289,3 @@ def upsampled(probability: torch.Tensor, shape: Sequence[int]) -> npt.NDArray[np
     )
     result: npt.NDArray[np.float32] = fine[0, 0].cpu().numpy()
     return result
-
-
-def _prompt_warnings(prompt: Prompt) -> tuple[str, ...]:
-    if prompt.negated:
-        return (f"The prompt {prompt.text!r} says that nothing is there, so nothing was segmented.",)
-    return ()

@@ -119,8 +119,8 @@ def heads_folder(folder: Path, held_out: str | None = None) -> Path:
     return found[held_out]
 
 
-def load_heads(folder: Path) -> tuple[AttentionHead, Settings]:
-    """The attention head (frozen) and the settings of a model folder.
+def load_heads(folder: Path) -> tuple[AttentionHead, Settings, frozenset[str]]:
+    """The attention head (frozen) of a model folder, its settings, and the organs whose tumours it saw.
 
     Raises:
         WeightsError: missing, damaged or of another network.
@@ -128,12 +128,12 @@ def load_heads(folder: Path) -> tuple[AttentionHead, Settings]:
     try:
         data = json.loads((folder / HEADS).read_text(encoding="utf-8"))
         config = AttentionConfig.from_dict(data["attention"])
-        settings = Settings.from_dict(data["settings"])
+        settings, seen = Settings.from_dict(data["settings"]), frozenset(data.get("seen", ()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"model {folder.name!r} has no usable {HEADS} ({error}); run `diffugts fit`") from error
     head = AttentionHead(config)
     load_strictly(head, load_tensors(folder / ATTENTION), ATTENTION)
-    return head.eval().requires_grad_(False), settings
+    return head.eval().requires_grad_(False), settings, seen
 
 
 def load_residual_head(folder: Path) -> ResidualHead | None:
@@ -152,7 +152,7 @@ def load_residual_head(folder: Path) -> ResidualHead | None:
 def save_heads(
     folder: Path, head: AttentionHead, settings: Settings, seen: list[str], residual: ResidualHead | None = None
 ) -> None:
-    """Write the heads, their shape, the settings, and the categories that they were trained on."""
+    """Write the heads, their shape, the settings, and the organs of the tumours that they saw, as prompts name them."""
     from diffugts.io import atomic_write
 
     folder.mkdir(parents=True, exist_ok=True)

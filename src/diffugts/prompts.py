@@ -22,6 +22,7 @@ from diffugts.errors import PromptError
 
 MAX_CHARACTERS = 200
 MAX_SLUG = 48
+ANY_TUMOR = "tumor"  # the prompt that means a tumour of whatever organ
 UNSPECIFIC = "abnormality"  # the finding of a prompt that names only an organ, or only health
 
 Laterality = Literal["left", "right"]

@@ -33,6 +33,7 @@ from diffugts.heads import HEADS, Settings, heads_folder, load_heads, load_resid
 from diffugts.intensity import IntensityMap, guess_modality
 from diffugts.io import from_array, read_volume
 from diffugts.machine import find_device, resident_gb
+from diffugts.prompts import ANY_TUMOR, Prompt, parse
 from diffugts.residual import ResidualHead
 from diffugts.roi import Roi, narrowed, roi_box
 from diffugts.spatial import Box, body_box, place
@@ -55,6 +56,7 @@ class Segmenter:
         text: where prompt vectors come from; must be the encoder that the head was trained with.
         folder: the model folder.
         residual_head: the learned form of the refinement, where the model has one; on the CPU.
+        seen: organs whose tumours the head saw; empty where that is not known.
     """
 
     backbone: LatentDiffusion
@@ -63,6 +65,7 @@ class Segmenter:
     text: TextEncoder
     folder: Path
     residual_head: ResidualHead | None = None
+    seen: frozenset[str] = frozenset()
 
     @classmethod
     def from_pretrained(
@@ -84,14 +87,14 @@ class Segmenter:
         """
         folder, where = model_folder(model, home), find_device(device)
         trained = heads_folder(folder, held_out)
-        head, settings, residual = None, Settings(), None
+        head, settings, residual, seen = None, Settings(), None, frozenset[str]()
         if (trained / HEADS).is_file():
-            head, settings = load_heads(trained)
+            head, settings, seen = load_heads(trained)
             head, residual = head.to(where), load_residual_head(trained)
         backbone = load_backbone(folder, controlnet).to(where)
         backbone.autoencoder.splits = wanted_splits(backbone.config, where)
         log.info("model %s, weights under %s", backbone.config.name, backbone.config.licence)
-        return cls(backbone, head, settings, default_encoder(), folder, residual)
+        return cls(backbone, head, settings, default_encoder(), folder, residual, seen)
 
     def encode(
         self, scan: str | Path | Volume | npt.NDArray[Any], affine: npt.ArrayLike | None = None,
@@ -133,6 +136,14 @@ class Segmenter:
         wide = look(config.spacing_mm * self.settings.wide) if self._looks > 1 else None
         said = (*warnings, *intensity.warnings)
         return Case(self, volume, near.placement, intensity, near.conditions, near.encoding, said, clock, wide)
+
+    def asked(self, prompt: Prompt) -> Prompt:
+        """The prompt that attention is asked: of an organ whose tumours it never saw, any tumour.
+
+        Such a name means nothing to the head, or what it learnt of other organs' names: no tumour here.
+        """
+        unseen = prompt.anatomy is not None and self.seen and prompt.anatomy not in self.seen
+        return parse(ANY_TUMOR) if unseen else prompt
 
     @property
     def _looks(self) -> float:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from diffugts.errors import InputError
+from diffugts.prompts import ANY_TUMOR
 
-GENERIC = "tumor"
 """Asked of scans that have no prompt because they have no tumour."""
 
 
@@ -79,7 +79,7 @@ def _item(case: dict[str, Any], root: Path) -> CaseItem:
         tumor=root / case["tumor"] if case["tumor"] else None,
         modality=str(case["modality"]).upper(),
         anatomy=str(case["anatomy"]),
-        prompt=case.get("prompt") or GENERIC,
+        prompt=case.get("prompt") or ANY_TUMOR,
         patient=str(case.get("patient") or "_".join(parts)),
         labels=tuple(case.get("labels") or ()),
     )

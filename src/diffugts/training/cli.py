@@ -110,7 +110,7 @@ def run_fit(args: argparse.Namespace) -> int:
     from diffugts.text import default_encoder
     from diffugts.training.bank import Bank
     from diffugts.training.features import FeatureCache
-    from diffugts.training.fit import admitted, train_heads
+    from diffugts.training.fit import PROMPT_OF, admitted, train_heads
     from diffugts.training.loop import RunOptions
     from diffugts.training.residual import train_residual_head
     from diffugts.training.workers import Workers
@@ -119,7 +119,7 @@ def run_fit(args: argparse.Namespace) -> int:
     folder, encoder = model_folder(args.model), default_encoder()
     model = load_backbone(folder).to(_device(args, workers))
     start, settings = (
-        load_heads(args.start or folder) if args.start or (folder / HEADS).is_file() else (None, Settings())
+        load_heads(args.start or folder)[:2] if args.start or (folder / HEADS).is_file() else (None, Settings())
     )
     modality = model.config.modality or ""  # a model of one modality trains on that one alone
     bank = Bank(
@@ -151,7 +151,7 @@ def run_fit(args: argparse.Namespace) -> int:
     out = args.output / "model"
     if folder.resolve() != out.resolve():
         shutil.copytree(folder, out, dirs_exist_ok=True)
-    seen = sorted({organ for item in bank.items for organ in item.lesions if organ})
+    seen = sorted({PROMPT_OF.get(organ, organ) for item in bank.items for organ in item.lesions if organ})
     save_heads(held_out_folder(out, args.exclude) if args.exclude else out, head, settings, seen, residual)
     write_record(out, info.licence, info.origin, info.reconstruction_mae)
     return 0

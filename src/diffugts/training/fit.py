@@ -30,7 +30,7 @@ GENERIC = ("tumor", "lesion", "mass", "abnormality")
 FINDINGS = ("tumor", "metastasis", "cancer", "lesion", "sarcoma")
 ELSEWHERE = (
     "lung", "liver", "kidney", "spleen", "pancreas", "colon", "stomach", "adrenal gland", "bladder", "breast",
-    "bone", "soft tissue", "brain", "prostate", "thyroid", "ovary", "head and neck",
+    "bone", "soft tissue", "brain",
 )  # fmt: skip
 FAR_FROM = {"torso": ("brain",), "head and neck": ("liver", "kidney", "colon", "bladder", "prostate")}
 NOT_THERE = {  # organs that a graft of unknown organ, by the anatomy of its scan, surely does not lie in
@@ -48,6 +48,7 @@ NOT_THERE = {  # organs that a graft of unknown organ, by the anatomy of its sca
         "breast",
     },
 }
+HOME = {"brain": "head", "soft tissue": "limb"}  # the anatomy that is all but one organ
 PROMPT_OF = {"adrenal": "adrenal gland"}  # organs of synthetic patients whose prompt has another name
 CONTRASTIVE_TEMPERATURE = 0.07
 USUAL_SIZE = 1000  # of a lesion, in voxels of the attention's grid: what an absent lesion's errors are divided by
@@ -88,8 +89,14 @@ def questions(patch: Patch, rng: np.random.Generator, count: int = 4, excluded: 
 
 
 def admitted(item: Item, excluded: Sequence[str] = ()) -> bool:
-    """Whether an item may train a head that must never see tumours of the excluded organs."""
+    """Whether an item may train a head that must never see tumours of the excluded organs.
+
+    Nor does it learn from scans in which such an organ is all that is there and healthy: with the tumours left out, it
+    would only learn that this organ never has one.
+    """
     if not item.labelled or set(item.lesions) & set(excluded):
+        return False
+    if not item.lesions and item.anatomy in {HOME.get(organ) for organ in excluded}:
         return False
     return "" not in item.lesions or set(excluded) <= NOT_THERE.get(item.anatomy, set())
 
