@@ -8,7 +8,7 @@ import torch
 from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.config import ModelConfig
 from diffugts.backbone.image_stage import image_stage
-from diffugts.backbone.latent_diffusion import LatentDiffusion
+from diffugts.backbone.latent_diffusion import Encoding, LatentDiffusion, windows
 from diffugts.backbone.networks import LinearCode, cpu_safe, depth_to_space, space_to_depth, stage_taps
 from diffugts.backbone.weights import load_backbone, load_strictly, verify
 from diffugts.errors import WeightsError
@@ -110,13 +110,29 @@ def test_features_of_every_stage_have_the_promised_channels(model: LatentDiffusi
     assert tuple(stages[0].shape[2:]) == (16, 8, 8)
 
 
-def test_windows_leave_no_seam(model: LatentDiffusion) -> None:
-    """On an image that repeats with the window's step, blended windows agree with each other where they meet."""
-    constant = torch.full((1, 1, 64, 32, 32), 0.4)
-    latent = model.encode(constant, CT).latent
-    alone = model.encode(constant[:, :, :32], CT).latent
-    torch.testing.assert_close(latent[:, :, 2:6], alone[:, :, 2:6], atol=1e-4, rtol=1e-3)
-    assert latent.shape == (1, 4, 16, 8, 8)
+@pytest.mark.parametrize("side", [16, 96, 112, 144, 176, 208, 240, 256, 400, 1024])
+def test_windows_cover_overlap_and_are_no_larger_than_needed(side: int) -> None:
+    spans = [box[0] for box in windows((side, 16, 16), 96, 16, 16)]
+    assert (spans[0].start, spans[-1].stop) == (0, side)
+    assert {span.stop - span.start for span in spans} == {spans[0].stop}
+    assert all(span.start % 16 == 0 and span.stop % 16 == 0 for span in spans)
+    assert all(after.start <= before.stop - 16 for before, after in zip(spans, spans[1:], strict=False))
+    assert spans[0].stop <= min(side, 96)
+    narrower = spans[0].stop - 16
+    assert len(spans) == 1 or len(spans) * (narrower - 16) + 16 < side  # as many of the next size would not reach
+
+
+def test_windows_of_an_encoding_blend_to_the_whole(monkeypatch: pytest.MonkeyPatch, model: LatentDiffusion) -> None:
+    """With stages that look at one voxel only, encoding by windows must equal encoding whole."""
+
+    def pooled(image: torch.Tensor, conditions: list[Conditions]) -> Encoding:
+        return Encoding(torch.nn.functional.avg_pool3d(image, 4), (torch.nn.functional.avg_pool3d(image, 2),))
+
+    monkeypatch.setattr(model, "encode_patches", pooled)
+    image = _image(80, 32, 48)
+    found, whole = model.encode(image, CT), pooled(image, [CT])
+    torch.testing.assert_close(found.latent, whole.latent)
+    torch.testing.assert_close(found.stages[0], whole.stages[0])
 
 
 def test_windows_blend_to_what_the_whole_would_give(monkeypatch: pytest.MonkeyPatch, model: LatentDiffusion) -> None:

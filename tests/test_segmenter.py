@@ -78,12 +78,12 @@ def test_organ_that_the_head_never_saw_is_asked_as_any_tumour_and_says_so(case: 
     knows = replace(case, segmenter=replace(case.segmenter, settings=EAGER, seen=frozenset({"lung"})))
     prompts = ["tumor", "lung tumor", "prostate tumor"]
     generic, lung, prostate = (knows.segment(prompts)[prompt] for prompt in prompts)
-    assert np.array_equal(prostate.attention, generic.attention)
-    assert not np.array_equal(lung.attention, generic.attention)
+    np.testing.assert_allclose(prostate.attention, generic.attention, atol=1e-6)  # rows of one batch: not to the bit
+    assert not np.allclose(lung.attention, generic.attention, atol=1e-4)
     assert (generic.warnings, lung.warnings) == ((), ())
     assert "never saw a tumour of the prostate" in prostate.warnings[0]
     unknown = with_settings(case, EAGER).segment(["tumor", "prostate tumor"])  # what this head saw is not recorded
-    assert not np.array_equal(unknown["prostate tumor"].attention, unknown["tumor"].attention)
+    assert not np.allclose(unknown["prostate tumor"].attention, unknown["tumor"].attention, atol=1e-4)
 
 
 def test_second_prompt_does_not_encode_again(

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffugts.backbone.latent_diffusion import blending_weight, window_corners
+from diffugts.backbone.latent_diffusion import blending_weight, windows
 
 WIDTHS = {1: 16, 2: 32}  # of the adapters, by stride of the grid; 96 where it is coarser
 TOP = 32  # voxels of the finest grid whose mean logit tells the image-level score how sure the map is
@@ -251,19 +251,17 @@ def attend(
     Args:
         stages: raw features F_l of the scan, (1, C_l, d_l, h_l, w_l).
         abnormal: (P, T) unit text vectors. normal: (P, T).
-        window: side of a window. overlap: what neighbours share at least; both in image voxels and multiples of
+        window: most of a window's side. overlap: what neighbours share at least; both in image voxels and multiples of
             every stride.
     """
     strides = head.config.strides
     finest = min(strides)
     first = stages[strides.index(finest)]
     shape = tuple(side * finest for side in first.shape[2:])
-    corners = window_corners(shape, window, overlap)
     total = first.new_zeros((1, len(abnormal), *first.shape[2:]))
     weight = first.new_zeros((1, 1, *first.shape[2:]))
     found = []
-    for corner in corners:
-        box = [(a, min(a + window, side)) for a, side in zip(corner, shape, strict=True)]
+    for box in windows(shape, window, overlap, max(strides)):
         crops = [stage[_box(box, stride)] for stage, stride in zip(stages, strides, strict=True)]
         part: Attention = head(crops, abnormal[None], normal[None])
         bump = blending_weight(part.logits.shape[2:], total.device)
@@ -295,8 +293,8 @@ def both_scales(fine: Attention, wide: Attention, ratios: Sequence[float]) -> At
     return Attention(*((a + b) / 2 for a, b in fields))
 
 
-def _box(box: Sequence[tuple[int, int]], stride: int) -> tuple[Any, ...]:
-    return (..., *(slice(start // stride, stop // stride) for start, stop in box))
+def _box(box: Sequence[slice], stride: int) -> tuple[Any, ...]:
+    return (..., *(slice(side.start // stride, side.stop // stride) for side in box))
 
 
 def _column(values: Tensor) -> Tensor:

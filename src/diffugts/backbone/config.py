@@ -37,7 +37,7 @@ class ModelConfig:
         train_steps: timesteps that the UNet's time embedding was trained on.
         steps: sampling steps by default.
         jumps: RePaint jumps per step (flow only), so that what is painted agrees with its surroundings.
-        window: side of the encoder's sliding window, voxels.
+        window: most of the side of the encoder's and the attention's windows, voxels.
         feature_times: noise levels in [0, 1] at which the UNet is read as a further feature stage.
         image_window: the 0..1 intensities that the image stage spreads out, () for no such stage; 0.42 to 0.62 are
             −160 to 240 HU, where organs and most of their tumours lie.

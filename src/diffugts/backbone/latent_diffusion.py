@@ -7,6 +7,7 @@ Tensors are (N, C, D, H, W) float32 on the model grid (RAS axes), images in 0..1
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,15 +73,14 @@ class LatentDiffusion(nn.Module):
             image: (1, 1, D, H, W) in 0..1, sides multiples of the configuration's ``multiple``.
             progress: told the fraction that is done.
         """
-        shape, window = image.shape[2:], self.config.window
-        corners = window_corners(shape, window, self.config.multiple)
-        if len(corners) == 1:
+        shape, multiple = image.shape[2:], self.config.multiple
+        boxes = windows(shape, self.config.window, multiple, multiple)
+        if len(boxes) == 1:
             return self.encode_patches(image.to(self.device), [conditions])
         sums: list[Tensor] = []
         weights: list[Tensor] = []
-        for done, corner in enumerate(corners, start=1):
+        for done, box in enumerate(boxes, start=1):
             began = time.perf_counter()
-            box = tuple(slice(a, min(a + window, side)) for a, side in zip(corner, shape, strict=True))
             around: tuple[Any, ...] = (..., *box)
             crop = image[around]
             encoding = self.encode_patches(crop.to(self.device), [conditions])
@@ -95,9 +95,9 @@ class LatentDiffusion(nn.Module):
                 sums[index][place] += part * bump
                 weights[index][place] += bump
             if done == 2:  # the first one also pays for what starts only once
-                announce("encoding", (time.perf_counter() - began) * (len(corners) - done))
+                announce("encoding", (time.perf_counter() - began) * (len(boxes) - done))
             if progress:
-                progress(done / len(corners))
+                progress(done / len(boxes))
         latent, *stages = (total.div_(weight) for total, weight in zip(sums, weights, strict=True))
         return Encoding(latent, tuple(stages))
 
@@ -154,13 +154,12 @@ class LatentDiffusion(nn.Module):
         """
         stride = self.config.stride
         window = window or self.config.window // stride
-        corners = window_corners(latent.shape[2:], window, window // 4)
-        if len(corners) == 1:
+        boxes = windows(latent.shape[2:], window, window // 4)
+        if len(boxes) == 1:
             return self.decode(latent)
         image = latent.new_zeros(1, 1, *(side * stride for side in latent.shape[2:]))
         weight = torch.zeros_like(image)
-        for corner in corners:
-            box = tuple(slice(a, min(a + window, side)) for a, side in zip(corner, latent.shape[2:], strict=True))
+        for box in boxes:
             around: tuple[Any, ...] = (..., *box)
             part = self.decode(latent[around])
             bump = blending_weight(part.shape[2:], self.device)
@@ -274,10 +273,25 @@ def _pooled(stage: Tensor, factor: int) -> Tensor:
     return nn.functional.avg_pool3d(stage, factor) if factor > 1 else stage
 
 
-def window_corners(shape: Sequence[int], window: int, overlap: int) -> list[tuple[int, ...]]:
-    """Corners of windows that cover the volume, neighbours sharing at least ``overlap`` voxels."""
-    starts = [[*range(0, max(side - window, 0), window - overlap), max(side - window, 0)] for side in shape]
-    return list(product(*starts))
+def windows(shape: Sequence[int], most: int, overlap: int, multiple: int = 1) -> list[tuple[slice, ...]]:
+    """Boxes that cover a volume: as few as ``most`` voxels a side allow, and no larger than those need to be.
+
+    Windows of a fixed size overlap wherever the volume is not a round number of them, and each overlap is paid for.
+
+    Args:
+        overlap: what neighbours share at least.
+        multiple: sides and corners are multiples of it; so must ``shape``, ``most`` and ``overlap`` be.
+    """
+    return list(product(*(_spans(side, most, overlap, multiple) for side in shape)))
+
+
+def _spans(side: int, most: int, overlap: int, multiple: int) -> list[slice]:
+    if side <= most:
+        return [slice(0, side)]
+    count = math.ceil((side - overlap) / (most - overlap))
+    width = math.ceil((side + (count - 1) * overlap) / count / multiple) * multiple
+    starts = [(side - width) * i // (count - 1) // multiple * multiple for i in range(count)]
+    return [slice(start, start + width) for start in starts]
 
 
 def blending_weight(shape: Sequence[int], device: torch.device) -> Tensor:

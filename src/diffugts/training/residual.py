@@ -31,6 +31,8 @@ from diffugts.training.loop import fast_precision
 
 Mask = npt.NDArray[np.bool_]
 
+PATCH = 64  # side of what an example is made of, voxels
+
 
 @dataclass(frozen=True)
 class Example:
@@ -98,7 +100,7 @@ def make_examples(
         empty = path.with_suffix(".none")
         if not path.exists() and not empty.exists():
             rng = np.random.default_rng((seed, 77, number))
-            patch = augment(bank.sample(rng, model.config.window, on_tumour=0.85), rng)
+            patch = augment(bank.sample(rng, PATCH, on_tumour=0.85), rng)
             with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
                 example = make_example(model, head, vectors, patch, rng)
             if example is None:
