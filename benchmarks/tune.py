@@ -2,12 +2,15 @@
 
     python benchmarks/tune.py -o runs/tune [--patients 24] [--cases ../shared/cases/cases.json --only sarcoma_ct_014]
     python benchmarks/tune.py -o runs/tune --recipe recipes/compact.json --data ../shared
-    python benchmarks/tune.py -o runs/tune --held-out brain --write
+    python benchmarks/tune.py -o runs/tune --held-out brain --like liver --write
 
 Tuning patients are synthetic (seeds from 900000 on, never trained on), half of them rendered healthy too; scans of a
 recipe with tumours planted in them that no model saw; and real cases that the caller names. Attention and inpainting
-run once per patient; settings are then compared on what they left. The settings of a held-out head are chosen without
-the organs that it never saw: neither planted nor real tumours of those.
+run once per patient; settings are then compared on what they left.
+
+The settings of a held-out head are chosen without the organs that it never saw: neither planted nor real tumours of
+those. On organs that it saw, though, it is surer than it will ever be on the others. With --like another held-out head
+stands in for it, on the organs which that one never saw.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from diffugts.case import Case, upsampled
 from diffugts.heads import HEADS, Settings, heads_folder, held_out_heads
 from diffugts.healing import Sampling
 from diffugts.prompts import parse_all
-from diffugts.refine import heal_candidate, refine
+from diffugts.refine import convincing, heal_candidate, refine
 from diffugts.segmenter import Segmenter
 from diffugts.training.bank import TUMOUR
 from diffugts.training.fit import PROMPT_OF, admitted
@@ -45,16 +48,20 @@ def main() -> None:
     parser.add_argument("--cases", type=Path)
     parser.add_argument("--only", nargs="*", default=[], help="ids of tuning cases start with one of these")
     parser.add_argument("--held-out", metavar="ORGAN", help="tune the head that never saw this organ's tumours")
+    parser.add_argument(
+        "--like", metavar="ORGAN", help="judge by the head that never saw this organ, on what it never saw"
+    )
     parser.add_argument("--write", action="store_true", help="keep the best settings in the model folder")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    segmenter = Segmenter.from_pretrained(args.model, held_out=args.held_out)
+    segmenter = Segmenter.from_pretrained(args.model, held_out=args.like or args.held_out)
     folder = heads_folder(segmenter.folder, args.held_out)
-    hidden = {organ for organ, path in held_out_heads(segmenter.folder).items() if path == folder}
+    hidden = unseen(segmenter.folder, args.held_out)
+    only = unseen(segmenter.folder, args.like) if args.like else set()
     patients = [
-        synthetic(args.patients, hidden),
-        grafted(args.recipe, args.data, hidden) if args.recipe else [],
-        real(args.cases, args.only, hidden) if args.cases else [],
+        synthetic(args.patients, hidden, only),
+        grafted(args.recipe, args.data, hidden, only) if args.recipe else [],
+        real(args.cases, args.only, hidden, only) if args.cases else [],
     ]
     kept = [collect(segmenter, *patient) for patient in chain(*patients)]
     best = choose_refinement(kept, choose_candidate(kept, segmenter.settings))
@@ -65,14 +72,25 @@ def main() -> None:
         path.write_text(json.dumps({**data, "settings": asdict(best)}, indent=2) + "\n")
 
 
-def synthetic(count: int, hidden: set[str]):  # type: ignore[no-untyped-def]
+def unseen(model: Path, organ: str | None) -> set[str]:
+    """The organs that a held-out head, named by one of them, never saw; none for the default head."""
+    folder = heads_folder(model, organ)
+    return {name for name, path in held_out_heads(model).items() if path == folder}
+
+
+def fits(organs: set[str], hidden: set[str], only: set[str]) -> bool:
+    """Whether a patient with tumours of these organs may tune: none that is hidden, one of ``only`` where given."""
+    return not organs & hidden and (not only or bool(organs & only))
+
+
+def synthetic(count: int, hidden: set[str], only: set[str]):  # type: ignore[no-untyped-def]
     """(name, volume, modality, prompt, truth) of synthetic patients; every second one healthy as well."""
     from diffugts.synth import sample_patient
 
     for number in range(count):
         kind, modality = KINDS[number % len(KINDS)]
         patient = sample_patient(FIRST_SEED + number, kind=kind, lesions=1)
-        if any(lesion.organ in hidden for lesion in patient.lesions):
+        if not fits({lesion.organ for lesion in patient.lesions}, hidden, only):
             continue
         low, high = (np.asarray(corner, float) for corner in patient.extent)
         size = np.minimum((high - low) / 2, 96).astype(int)
@@ -93,7 +111,7 @@ def synthetic(count: int, hidden: set[str]):  # type: ignore[no-untyped-def]
             )
 
 
-def grafted(recipe: Path, data: Path, hidden: set[str]):  # type: ignore[no-untyped-def]
+def grafted(recipe: Path, data: Path, hidden: set[str], only: set[str]):  # type: ignore[no-untyped-def]
     """The same of scans with a tumour planted in them, from seeds of their own."""
     from diffugts.training.recipe import jobs
 
@@ -107,7 +125,7 @@ def grafted(recipe: Path, data: Path, hidden: set[str]):  # type: ignore[no-unty
         chosen += last[:: max(1, len(last) // 6)][:6]
     for job in chosen:
         item, image, flags = job.make()
-        if not item.lesions or not admitted(item, tuple(hidden)):
+        if not item.lesions or not admitted(item, tuple(hidden)) or not fits(set(item.lesions), hidden, only):
             continue
         modality, affine = item.modality[:2], np.diag([2.0, 2.0, 2.0, 1.0])
         array = image.astype(np.float32) * 2000 - 1000 if modality == "ct" else image.astype(np.float32)
@@ -116,12 +134,12 @@ def grafted(recipe: Path, data: Path, hidden: set[str]):  # type: ignore[no-unty
         yield job.name, volume, modality, f"{organ} tumor".strip(), flags >= TUMOUR
 
 
-def real(cases: Path, only: list[str], hidden: set[str]):  # type: ignore[no-untyped-def]
+def real(cases: Path, chosen: list[str], hidden: set[str], only: set[str]):  # type: ignore[no-untyped-def]
     """The same of real tuning cases."""
     from diffugts.io import read_mask, read_volume
 
     for case in json.loads(cases.read_text())["cases"]:
-        if case["anatomy"] not in hidden and any(case["id"].startswith(start) for start in only):
+        if fits({case["anatomy"]}, hidden, only) and any(case["id"].startswith(start) for start in chosen):
             volume = read_volume(cases.parent / next(iter(case["images"].values())))
             truth = (
                 read_mask(cases.parent / case["tumor"], volume) if case.get("tumor") else np.zeros(volume.shape, bool)
@@ -132,14 +150,15 @@ def real(cases: Path, only: list[str], hidden: set[str]):  # type: ignore[no-unt
 def collect(segmenter: Segmenter, name: str, volume: Volume, modality: str, prompt: str, truth: np.ndarray) -> dict:
     """Attention of one patient on the model grid."""
     case: Case = segmenter.encode(volume, modality=modality)
-    attention = case.attention(parse_all([prompt]))
+    parsed = parse_all([prompt])
+    attention = case.attention(parsed)
     attended = upsampled(attention.probability[0], case.placement.grid.shape)
     score, kept = float(attention.score[0]), case.placement.forward(truth, "mask")
     print(
         f"{name} | {prompt} | score {score:.2f} | peak {attended.max():.2f} | {kept.sum() * 8 / 1000:.0f} ml",
         flush=True,
     )
-    return {"name": name, "score": score, "attended": attended, "truth": kept, "case": case}
+    return {"name": name, "score": score, "attended": attended, "truth": kept, "case": case, "prompt": parsed[0]}
 
 
 def choose_candidate(kept: list[dict], start: Settings) -> Settings:
@@ -163,7 +182,11 @@ def choose_refinement(kept: list[dict], start: Settings) -> Settings:
         case, settings = one["case"], start
         candidate = settings.candidate(one["attended"], one["score"], case.placement.spacing)
         model = case.segmenter.backbone
-        one["evidence"] = heal_candidate(model, case.encoding.latent, candidate, case.conditions, [0], Sampling())
+        one["suspicious"] = settings.suspicious(one["attended"], one["score"], case.placement.spacing)
+        one["evidence"] = heal_candidate(
+            model, case.encoding.latent, candidate, case.conditions, [0], Sampling(),
+            look=case.second_look(one["prompt"]),
+        )  # fmt: skip
     plain = [
         replace(start, form="plain", fusion=replace(start.fusion, pixel=p, feature=f, attention=a, floor=floor))
         for (p, f, a), floor in product(WEIGHTS, (0.15, 0.3, 0.45))
@@ -177,7 +200,11 @@ def choose_refinement(kept: list[dict], start: Settings) -> Settings:
         learned = replace(start, form="learned")
         found.append(best_of([(refined_merit(kept, learned), learned)], "learned"))
     _, best = max(found, key=lambda row: row[0])
-    return replace(best, fusion=found[0][1].fusion, odds=found[1][1].odds)
+    best = replace(best, fusion=found[0][1].fusion, odds=found[1][1].odds)
+    falls = [
+        replace(best, fall=fall, fall_ml=most) for fall, most in product((0.0, 0.25, 0.5, 1.0), (25.0, 50.0, 100.0))
+    ]
+    return best_of([(refined_merit(kept, one), one) for one in falls], "second look")[1]
 
 
 def refined_merit(kept: list[dict], settings: Settings) -> float:
@@ -185,7 +212,10 @@ def refined_merit(kept: list[dict], settings: Settings) -> float:
     found = []
     for one in kept:
         head = one["case"].segmenter.residual_head
-        mask = refine(one["evidence"], one["attended"], settings, head=head).probability > 0.5
+        evidence = one["evidence"]
+        if settings.fall > 0:
+            evidence = convincing(evidence, one["suspicious"], settings, one["case"].placement.spacing)
+        mask = refine(evidence, one["attended"], settings, head=head).probability > 0.5
         found.append(dice(mask, one["truth"]))
     return merit(found, kept)
 

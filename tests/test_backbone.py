@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -116,7 +118,7 @@ def test_windows_cover_overlap_and_are_no_larger_than_needed(side: int) -> None:
     assert (spans[0].start, spans[-1].stop) == (0, side)
     assert {span.stop - span.start for span in spans} == {spans[0].stop}
     assert all(span.start % 16 == 0 and span.stop % 16 == 0 for span in spans)
-    assert all(after.start <= before.stop - 16 for before, after in zip(spans, spans[1:], strict=False))
+    assert all(after.start <= before.stop - 16 for before, after in pairwise(spans))
     assert spans[0].stop <= min(side, 96)
     narrower = spans[0].stop - 16
     assert len(spans) == 1 or len(spans) * (narrower - 16) + 16 < side  # as many of the next size would not reach

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from diffugts.case import Case
+from diffugts.case import Case, upsampled
 from diffugts.errors import InputError, WeightsError
 from diffugts.heads import Settings
 from diffugts.prompts import parse_all
+from diffugts.refine import Evidence, convincing
 from diffugts.residual import Fusion
 from diffugts.segmenter import Segmenter
 from tiny import tiny_folder
@@ -81,7 +83,7 @@ def test_organ_that_the_head_never_saw_is_asked_as_any_tumour_and_says_so(case: 
     np.testing.assert_allclose(prostate.attention, generic.attention, atol=1e-6)  # rows of one batch: not to the bit
     assert not np.allclose(lung.attention, generic.attention, atol=1e-4)
     assert (generic.warnings, lung.warnings) == ((), ())
-    assert "never saw a tumour of the prostate" in prostate.warnings[0]
+    assert "saw no tumour of the prostate" in prostate.warnings[0]
     unknown = with_settings(case, EAGER).segment(["tumor", "prostate tumor"])  # what this head saw is not recorded
     assert not np.allclose(unknown["prostate tumor"].attention, unknown["tumor"].attention, atol=1e-4)
 
@@ -143,6 +145,32 @@ def test_candidate_that_repaints_to_itself_is_no_lesion(case: Case, region: np.n
     strict = Settings(fusion=Fusion(contrast=10.0))
     held = with_settings(case, strict)
     assert held.segment("tumor", region=region)["tumor"].mask.sum() == 0
+
+
+def test_parts_that_attention_still_sees_once_painted_healthy_are_dropped() -> None:
+    mask = np.zeros((12, 12, 12), bool)
+    mask[1:4, 1:4, 1:4] = mask[6:9, 6:9, 6:9] = True
+    fall = np.where(np.arange(12)[:, None, None] < 5, 2.0, 0.1) * mask
+    nothing = np.zeros(mask.shape, np.float32)
+    evidence = Evidence(mask, nothing, nothing, (nothing,), (nothing,), fall.astype(np.float32))
+    asked, spacing = Settings(fall=0.5, fall_ml=1.0), (2.0, 2.0, 2.0)
+    assert np.array_equal(convincing(evidence, mask, asked, spacing).mask, mask & (fall > 1))
+    assert convincing(evidence, mask, replace(asked, fall_ml=0.1), spacing).mask.sum() == 54  # both too large to ask
+    assert convincing(replace(evidence, fall=None), mask, asked, spacing).mask.sum() == 54
+
+
+def test_second_look_keeps_only_what_the_repainting_took_away(case: Case) -> None:
+    found = with_settings(case, EAGER).segment("tumor")["tumor"]
+    assert found.mask.any()
+    held = with_settings(case, replace(EAGER, fall=100.0, fall_ml=1e6)).segment("tumor")["tumor"]
+    assert not held.mask.any()
+    assert np.array_equal(held.pseudo_healthy, case.volume.array)  # nothing was called a lesion: nothing is painted
+    image = torch.rand(40, 32, 24)
+    logits = case.second_look(parse_all(["tumor"])[0])(image)  # type: ignore[misc]
+    assert logits.shape == image.shape
+    whole = replace(case, wide=None, encoding=case.segmenter.backbone.encode(image[None, None], case.conditions))
+    again = upsampled(whole.attention(parse_all(["tumor"])).logits[0], image.shape)
+    np.testing.assert_allclose(logits.numpy(), again, atol=1e-4)
 
 
 def test_mask_stays_inside_the_dilated_region(case: Case, region: np.ndarray) -> None:

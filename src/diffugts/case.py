@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffugts.aova import Attention, attend, both_scales
+from diffugts.aova import Attention, AttentionHead, attend, both_scales
 from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import Encoding
 from diffugts.errors import InputError
@@ -24,7 +24,7 @@ from diffugts.io import read_mask
 from diffugts.lesions import find_lesions
 from diffugts.organs import OrganMap, read_labels
 from diffugts.prompts import Prompt, parse_all
-from diffugts.refine import Evidence, heal_candidate, refine
+from diffugts.refine import Evidence, convincing, heal_candidate, refine
 from diffugts.result import PromptResult, Result
 from diffugts.spatial import Placement
 from diffugts.text import prompt_vectors
@@ -140,10 +140,7 @@ class Case:
         """Attention maps of parsed prompts on the finest feature grid; empty ones where no head was fitted."""
         if self.segmenter.head is None:
             return self._no_attention(len(prompts))
-        pairs = [prompt_vectors(self.segmenter.asked(prompt), self.segmenter.text) for prompt in prompts]
-        abnormal, normal = (
-            torch.from_numpy(np.stack(side)).to(self.segmenter.backbone.device) for side in zip(*pairs, strict=True)
-        )
+        abnormal, normal = self._vectors(prompts)
         config, head = self.segmenter.backbone.config, self.segmenter.head
         with torch.inference_mode():
             fine = attend(head, self.encoding.stages, abnormal, normal, config.window, config.multiple)
@@ -152,6 +149,31 @@ class Case:
             wide = attend(head, self.wide.encoding.stages, abnormal, normal, config.window, config.multiple)
             sizes = zip(self.placement.spacing, self.wide.placement.spacing, strict=True)
             return both_scales(fine, wide, [small / large for small, large in sizes])
+
+    def second_look(self, prompt: Prompt) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """Attention's logits on any image (D, H, W) in 0..1 of the model grid; None where no head was fitted."""
+        if self.segmenter.head is None:
+            return None
+        return partial(self._logits_on, self.segmenter.head, self._vectors([prompt]))
+
+    def _logits_on(
+        self, head: AttentionHead, vectors: tuple[torch.Tensor, torch.Tensor], image: torch.Tensor
+    ) -> torch.Tensor:
+        config, shape = self.segmenter.backbone.config, image.shape
+        pad = [n for side in reversed(shape) for n in (0, -side % config.multiple)]
+        whole = torch.nn.functional.pad(image[None, None].float(), pad, mode="replicate")
+        with torch.inference_mode():
+            stages = self.segmenter.backbone.encode(whole, self.conditions).stages
+            found = attend(head, stages, *vectors, config.window, config.multiple).logits
+        fine = torch.nn.functional.interpolate(found[None], size=whole.shape[2:], mode="trilinear")
+        return fine[0, 0][tuple(slice(side) for side in shape)]
+
+    def _vectors(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Abnormal and normal text vectors (P, T), as attention is asked."""
+        pairs = [prompt_vectors(self.segmenter.asked(prompt), self.segmenter.text) for prompt in prompts]
+        device = self.segmenter.backbone.device
+        abnormal, normal = (torch.from_numpy(np.stack(side)).to(device) for side in zip(*pairs, strict=True))
+        return abnormal, normal
 
     def _no_attention(self, prompts: int) -> Attention:
         grid = min((stage.shape[2:] for stage in self.encoding.stages), key=lambda shape: -shape.numel())
@@ -197,7 +219,8 @@ class Case:
         settings, backbone = self.segmenter.settings, self.segmenter.backbone
         attended = upsampled(attention.probability[index], self.placement.grid.shape)
         score = float(attention.score[index])
-        candidate = settings.candidate(attended, score, self.placement.spacing) if given is None else given
+        suspicious = settings.suspicious(attended, score, self.placement.spacing)
+        candidate = settings.dilated(suspicious, self.placement.spacing) if given is None else given
         if prompt.negated:
             candidate = np.zeros_like(candidate)
         if labels is not None:
@@ -213,7 +236,9 @@ class Case:
                 sampling,
                 report,
                 settings.fusion.smooth_vox,
+                self.second_look(prompt) if given is None and settings.fall > 0 else None,
             )
+            evidence = convincing(evidence, suspicious, settings, self.placement.spacing)
         with self.clock("refine"):
             refined = refine(evidence, attended, settings, given is not None, self.segmenter.residual_head)
         with self.clock("restore"):
@@ -239,8 +264,8 @@ class Case:
         asked = self.segmenter.asked(prompt)
         if asked is not prompt and not given:
             return (
-                f"The model never saw a tumour of the {prompt.anatomy}, so {prompt.text!r} was asked as {asked.text!r}: "
-                "tumours of other organs light up too.",
+                f"The model saw no tumour of the {prompt.anatomy} in training, so {prompt.text!r} was asked as "
+                f"{asked.text!r}; tumours of other organs count too.",
             )
         return ()
 

@@ -34,6 +34,9 @@ class Settings:
         margin_mm: how far the candidate is grown before it is repainted.
         min_candidate_ml: connected candidates smaller than this are dropped.
         min_lesion_ml: connected lesions smaller than this are left out of the table.
+        fall: by how much attention's logit must fall, in the mean over what is suspicious, once a part is painted
+            healthy; parts that fail are dropped. 0 does not ask.
+        fall_ml: suspicious parts larger than this are not asked.
         fusion: how residuals become a mask in the plain form.
         wide: attention also looks at voxels this many times as large, and the two are averaged; 1 is one look.
         odds: how likelihoods become a mask in the likelihood form.
@@ -47,6 +50,8 @@ class Settings:
     margin_mm: float = 6.0
     min_candidate_ml: float = 0.1
     min_lesion_ml: float = 0.0
+    fall: float = 0.0
+    fall_ml: float = 50.0
     wide: float = 1.0
     fusion: Fusion = field(default_factory=Fusion)
     odds: Odds = field(default_factory=Odds)

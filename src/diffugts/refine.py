@@ -40,6 +40,7 @@ class Evidence:
         mask: the candidate M, bool.
         decoded: X, 0..1. healthy: H of the first seed, 0..1.
         signed: smoothed X − H of each seed. feature: latent residual of each seed.
+        fall: by how much attention's logit is lower on H than on X; None where nobody asked.
     """
 
     mask: npt.NDArray[np.bool_]
@@ -47,6 +48,7 @@ class Evidence:
     healthy: Map
     signed: tuple[Map, ...]
     feature: tuple[Map, ...]
+    fall: Map | None = None
 
     @property
     def pixel(self) -> tuple[Map, ...]:
@@ -74,8 +76,14 @@ class Refined:
 def heal_candidate(
     model: LatentDiffusion, latent: torch.Tensor, candidate: npt.NDArray[np.bool_], conditions: Conditions,
     seeds: Sequence[int], sampling: Sampling, progress: Callable[[float], None] | None = None, smooth_vox: float = 1.0,
+    look: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Evidence:  # fmt: skip
-    """Repaint a candidate once per seed; an empty one costs no diffusion."""
+    """Repaint a candidate once per seed; an empty one costs no diffusion.
+
+    Args:
+        look: attention's logits on an image (D, H, W) in 0..1, to ask it again about what the first seed painted.
+    """
+    fall = None if look is None else np.zeros(candidate.shape, np.float32)
     decoded, healthy = np.zeros(candidate.shape, np.float32), np.zeros(candidate.shape, np.float32)
     differences, features = [], []
     for number, seed in enumerate(seeds):
@@ -88,9 +96,34 @@ def heal_candidate(
             feature[region.box] = feature_residual(region.latent, region.healthy_latent, x.shape).cpu().numpy()
             if number == 0:
                 decoded[region.box], healthy[region.box] = x.cpu().numpy(), h.cpu().numpy()
+                if look is not None and fall is not None:
+                    fall[region.box] = (look(x) - look(h)).cpu().numpy()
         differences.append(signed)
         features.append(feature)
-    return Evidence(candidate, decoded, healthy, tuple(differences), tuple(features))
+    return Evidence(candidate, decoded, healthy, tuple(differences), tuple(features), fall)
+
+
+def convincing(
+    evidence: Evidence, suspicious: npt.NDArray[np.bool_], settings: Settings, spacing: tuple[float, float, float]
+) -> Evidence:
+    """The evidence without the parts of the candidate about which attention did not change its mind.
+
+    Where the finding was painted away and attention still sees it, it sees what is around: an organ, not a lesion.
+    Large parts stay: of those the flow often paints some back (docs/choices.md). Ours.
+
+    Args:
+        suspicious: (D, H, W) what attention pointed at. spacing: of the model grid, mm.
+    """
+    from scipy import ndimage
+
+    if evidence.fall is None or not evidence.mask.any():
+        return evidence
+    labels, count = ndimage.label(evidence.mask)
+    parts, core = np.arange(1, count + 1), np.where(suspicious, labels, 0)
+    fall = np.nan_to_num(ndimage.mean(evidence.fall, core, parts))
+    sizes = np.bincount(core.ravel(), minlength=count + 1)[1:] * float(np.prod(spacing)) / 1000
+    kept = (fall >= settings.fall) | (sizes > settings.fall_ml)
+    return replace(evidence, mask=np.isin(labels, parts[kept]))
 
 
 def _overall(progress: Callable[[float], None], done: int, count: int, part: float) -> None:

@@ -76,10 +76,11 @@ class Judges:
 
     @property
     def learned(self) -> bool:
-        """Whether the model's default heads have the learned form of the refinement."""
-        from diffugts.heads import RESIDUAL
+        """Whether all heads that may judge have the learned form of the refinement."""
+        from diffugts.heads import RESIDUAL, held_out_heads
 
-        return (self.folder / RESIDUAL).is_file()
+        held_out = set(held_out_heads(self.folder).values()) if self.options.held_out == "auto" else set()
+        return all((folder / RESIDUAL).is_file() for folder in (self.folder, *held_out))
 
     def _segmenter(self, held_out: str | None) -> Segmenter:
         from diffugts.segmenter import Segmenter

@@ -119,19 +119,21 @@ class Subject:
     def evidence(self, seeds: int) -> Evidence:
         """What inpainting shows under that many seeds; each seed is painted once, whoever asks."""
         from diffugts.healing import Sampling
-        from diffugts.refine import heal_candidate
+        from diffugts.refine import convincing, heal_candidate
 
         case, settings = self.encoded, self.settings
         candidate = settings.dilated(self.suspicious, case.placement.spacing)
         for seed in range(self.seed, self.seed + seeds):
             if seed not in self._painted:
+                again = seed == self.seed and settings.fall > 0
                 self._painted[seed] = heal_candidate(
                     case.segmenter.backbone, case.encoding.latent, candidate, case.conditions, [seed], Sampling(),
-                    smooth_vox=settings.fusion.smooth_vox,
+                    smooth_vox=settings.fusion.smooth_vox, look=case.second_look(self.prompt) if again else None,
                 )  # fmt: skip
         every = [self._painted[seed] for seed in range(self.seed, self.seed + seeds)]
         signed, feature = (tuple(getattr(one, name)[0] for one in every) for name in ("signed", "feature"))
-        return replace(every[0], signed=signed, feature=feature)
+        found = replace(every[0], signed=signed, feature=feature)
+        return convincing(found, self.suspicious, settings, case.placement.spacing)
 
 
 @dataclass(frozen=True)
