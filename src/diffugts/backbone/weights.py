@@ -239,12 +239,12 @@ def load_backbone(folder: Path, controlnet: bool = False) -> LatentDiffusion:
 
 
 def write_record(folder: Path, licence: str, origin: str, reconstruction_mae: dict[str, float] | None = None) -> None:
-    """Write ``weights.json`` for the safetensors files of a folder."""
+    """Write ``weights.json`` for the safetensors files of a folder, held-out heads included."""
     from diffugts.io import atomic_write
 
     files = [
-        WeightFile(path.name, sha256_of(path), path.stat().st_size, licence, origin)
-        for path in sorted(folder.glob("*.safetensors"))
+        WeightFile(path.relative_to(folder).as_posix(), sha256_of(path), path.stat().st_size, licence, origin)
+        for path in sorted(folder.rglob("*.safetensors"))
     ]
     record = {
         "licence": licence,
