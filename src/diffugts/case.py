@@ -165,8 +165,7 @@ class Case:
         with torch.inference_mode():
             stages = self.segmenter.backbone.encode(whole, self.conditions).stages
             found = attend(head, stages, *vectors, config.window, config.multiple).logits
-        fine = torch.nn.functional.interpolate(found[None], size=whole.shape[2:], mode="trilinear")
-        return fine[0, 0][tuple(slice(side) for side in shape)]
+        return finer(found[0], whole.shape[2:])[tuple(slice(side) for side in shape)]
 
     def _vectors(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
         """Abnormal and normal text vectors (P, T), as attention is asked."""
@@ -309,8 +308,11 @@ class Clock:
 
 def upsampled(probability: torch.Tensor, shape: Sequence[int]) -> npt.NDArray[np.float32]:
     """A map (d, h, w) of the finest feature grid, trilinear on the model grid (D, H, W)."""
-    fine = torch.nn.functional.interpolate(
-        probability[None, None], size=tuple(shape), mode="trilinear", align_corners=False
-    )
-    result: npt.NDArray[np.float32] = fine[0, 0].cpu().numpy()
+    result: npt.NDArray[np.float32] = finer(probability, shape).cpu().numpy()
     return result
+
+
+def finer(values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The same as a tensor."""
+    size = tuple(shape)
+    return torch.nn.functional.interpolate(values[None, None], size=size, mode="trilinear", align_corners=False)[0, 0]

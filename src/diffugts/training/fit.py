@@ -32,7 +32,7 @@ ELSEWHERE = (
     "lung", "liver", "kidney", "spleen", "pancreas", "colon", "stomach", "adrenal gland", "bladder", "breast",
     "bone", "soft tissue", "brain",
 )  # fmt: skip
-FAR_FROM = {"torso": ("brain",), "head and neck": ("liver", "kidney", "colon", "bladder", "prostate")}
+FAR_FROM = {"torso": ("brain",), "head and neck": ("liver", "kidney", "colon", "bladder")}
 NOT_THERE = {  # organs that a graft of unknown organ, by the anatomy of its scan, surely does not lie in
     "torso": {"brain", "lung"},
     "head and neck": {
