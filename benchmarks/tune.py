@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffugts.case import Case, upsampled
+from diffugts.case import Case
 from diffugts.heads import HEADS, Settings, heads_folder, held_out_heads
 from diffugts.healing import Sampling
 from diffugts.prompts import parse_all
@@ -152,7 +152,7 @@ def collect(segmenter: Segmenter, name: str, volume: Volume, modality: str, prom
     case: Case = segmenter.encode(volume, modality=modality)
     parsed = parse_all([prompt])
     attention = case.attention(parsed)
-    attended = upsampled(attention.probability[0], case.placement.grid.shape)
+    attended = case.attended(attention)
     score, kept = float(attention.score[0]), case.placement.forward(truth, "mask")
     print(
         f"{name} | {prompt} | score {score:.2f} | peak {attended.max():.2f} | {kept.sum() * 8 / 1000:.0f} ml",

@@ -159,6 +159,16 @@ def test_parts_that_attention_still_sees_once_painted_healthy_are_dropped() -> N
     assert convincing(replace(evidence, fall=None), mask, asked, spacing).mask.sum() == 54
 
 
+def test_padding_is_never_suspicious(case: Case) -> None:
+    attended = case.attended(case.attention(parse_all(["tumor"])))
+    assert attended.shape == case.placement.grid.shape
+    padding = np.ones(attended.shape, bool)
+    padding[case.placement.scanned] = False
+    assert padding.any()
+    assert attended[padding].max() == 0
+    assert attended[~padding].min() > 0
+
+
 def test_second_look_keeps_only_what_the_repainting_took_away(case: Case) -> None:
     found = with_settings(case, EAGER).segment("tumor")["tumor"]
     assert found.mask.any()

@@ -163,9 +163,15 @@ def test_smooth_image_survives_the_round_trip(make_volume):
 
 
 def test_padding_repeats_the_edge(make_volume):
-    model, _ = place(make_volume(shape=(9, 12, 10)), spacing=None, multiple=8)
+    model, placement = place(make_volume(shape=(9, 12, 10)), spacing=None, multiple=8)
     assert model.shape == (16, 16, 16)
     assert (model[9:] == model[8]).all()
+    assert model[placement.scanned].shape == (9, 12, 10)
+
+
+def test_without_padding_all_of_the_model_grid_was_scanned(make_volume):
+    model, placement = place(make_volume(shape=(8, 16, 8)), spacing=None, multiple=8)
+    assert model[placement.scanned].shape == model.shape
 
 
 def test_placement_is_plain_numbers(make_volume):

@@ -150,6 +150,13 @@ class Case:
             sizes = zip(self.placement.spacing, self.wide.placement.spacing, strict=True)
             return both_scales(fine, wide, [small / large for small, large in sizes])
 
+    def attended(self, attention: Attention, index: int = 0) -> npt.NDArray[np.float32]:
+        """P_abn of one prompt on the model grid, (D, H, W); 0 in the padding, of which training says nothing."""
+        whole = upsampled(attention.probability[index], self.placement.grid.shape)
+        inside = np.zeros_like(whole)
+        inside[self.placement.scanned] = whole[self.placement.scanned]
+        return inside
+
     def second_look(self, prompt: Prompt) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """Attention's logits on any image (D, H, W) in 0..1 of the model grid; None where no head was fitted."""
         if self.segmenter.head is None:
@@ -216,7 +223,7 @@ class Case:
         seeds: int, sampling: Sampling, labels: npt.NDArray[np.uint8] | None, progress: Progress | None,
     ) -> PromptResult:  # fmt: skip
         settings, backbone = self.segmenter.settings, self.segmenter.backbone
-        attended = upsampled(attention.probability[index], self.placement.grid.shape)
+        attended = self.attended(attention, index)
         score = float(attention.score[index])
         suspicious = settings.suspicious(attended, score, self.placement.spacing)
         candidate = settings.dilated(suspicious, self.placement.spacing) if given is None else given

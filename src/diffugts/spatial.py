@@ -197,6 +197,12 @@ class Placement:
         """True voxel size of the model grid in mm."""
         return self.grid.spacing
 
+    @property
+    def scanned(self) -> tuple[slice, ...]:
+        """Where on the model grid the scan lies; the rest is padding."""
+        last = self.steps[-1] if self.steps else None
+        return tuple(slice(side) for side in (last.shape if isinstance(last, Pad) else self.grid.shape))
+
     def forward(self, array: Array, kind: Forward = "image") -> Array:
         """An (I, J, K) array of the scan's grid on the model grid.
 

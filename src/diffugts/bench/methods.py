@@ -103,12 +103,10 @@ class Subject:
     @cached_property
     def attended(self) -> tuple[Map, float]:
         """P_abn (D, H, W) on the model grid, and the image-level score."""
-        from diffugts.case import upsampled
-
         if self.encoded.segmenter.head is None:
             raise InputError("the model has no attention heads; fit them with `diffugts fit`.")
         found = self.encoded.attention([self.prompt])
-        return upsampled(found.probability[0], self.encoded.placement.grid.shape), float(found.score[0])
+        return self.encoded.attended(found), float(found.score[0])
 
     @cached_property
     def suspicious(self) -> Mask:

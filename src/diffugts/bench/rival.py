@@ -91,8 +91,8 @@ def supervised_loss(logits: Tensor, flags: Tensor) -> Tensor:
 def seen_bank(root: Path, exclude: Sequence[str]) -> Bank:
     """The labelled items of a bank without a tumour of the excluded organs: what held-out heads are trained on."""
 
-    def admit(item: Item) -> bool:
-        return item.labelled and not set(item.lesions) & set(exclude)
+    def admit(item: Item) -> Item | None:
+        return item if item.labelled and not set(item.lesions) & set(exclude) else None
 
     bank = Bank(root, admit)
     if not any(item.lesions for item in bank.items):

@@ -48,6 +48,11 @@ class Item:
     labelled: bool = False
     weight: float = 1.0
 
+    @property
+    def as_scanned(self) -> bool:
+        """Whether it is a patient's scan in which nothing was planted."""
+        return self.name.startswith("scan_")
+
 
 def write_item(root: Path, item: Item, image: npt.NDArray[np.float32], flags: npt.NDArray[np.uint8]) -> None:
     """Add one item; its line in the index comes last, so that readers never see half an item."""
@@ -67,9 +72,9 @@ class Patch:
 
 
 class Bank:
-    """Random crops from the items that a filter admits."""
+    """Random crops from the items that ``admit`` lets in, as it describes them; None keeps an item out."""
 
-    def __init__(self, root: Path, admit: Callable[[Item], bool] = lambda item: True) -> None:
+    def __init__(self, root: Path, admit: Callable[[Item], Item | None] = lambda item: item) -> None:
         self.root = root
         self.admit = admit
         self.items: list[Item] = []
@@ -82,8 +87,8 @@ class Bank:
         for line in lines[self._read_lines :]:
             data = json.loads(line)
             item = Item(**{**data, "spacing": tuple(data["spacing"]), "lesions": tuple(data["lesions"])})
-            if self.admit(item):
-                self.items.append(item)
+            if admitted := self.admit(item):
+                self.items.append(admitted)
         self._read_lines = len(lines)
         weights = np.array([item.weight for item in self.items], dtype=np.float64)
         self._probabilities = weights / weights.sum() if len(weights) else weights

@@ -48,6 +48,10 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ORGAN",
         help="organs whose tumours are neither shown nor named: the head goes to DIR/model/held_out/",
     )
+    parser.add_argument(
+        "--foreign", type=float, default=0.6, metavar="SHARE",
+        help="share of the patches without a lesion that get a piece of another scan to find: %(default)s",
+    )  # fmt: skip
     parser.add_argument("--from", dest="start", type=Path, metavar="DIR", help="folder with heads to go on from")
     parser.add_argument(
         "--examples", type=int, default=400, metavar="N", help="repainted regions for the residual head: %(default)s"
@@ -91,7 +95,7 @@ def run_pretrain(args: argparse.Namespace) -> int:
     shared = {"seed": args.seed, "widest": WIDEST}
     options = RunOptions(args.autoencoder_steps, args.batch, args.size, 4e-4, on_tumour=0.2, **shared)
     model = train_autoencoder(config, bank, options, args.output / "autoencoder", start, workers, device)
-    healthy = Bank(bank.root, lambda item: item.trusted)
+    healthy = Bank(bank.root, lambda item: item if item.trusted else None)
     options = RunOptions(args.flow_steps, args.flow_batch, args.size, 5e-4, **shared)
     model = train_flow(model, healthy, options, args.output / "flow", workers)
     if workers.rank == 0:
@@ -104,11 +108,12 @@ def run_pretrain(args: argparse.Namespace) -> int:
 def run_fit(args: argparse.Namespace) -> int:
     """Carry out `diffugts fit`; writes the heads into the model folder ``DIR/model`` (a copy of the backbone's)."""
     import shutil
+    from functools import partial
 
     from diffugts.backbone.weights import AUTOENCODER, UNET, load_backbone, model_folder, read_info, write_record
     from diffugts.heads import HEADS, Settings, held_out_folder, load_heads, save_heads
     from diffugts.text import default_encoder
-    from diffugts.training.bank import Bank
+    from diffugts.training.bank import Bank, Item
     from diffugts.training.features import FeatureCache
     from diffugts.training.fit import PROMPT_OF, admitted, train_heads
     from diffugts.training.loop import RunOptions
@@ -122,10 +127,12 @@ def run_fit(args: argparse.Namespace) -> int:
         load_heads(args.start or folder)[:2] if args.start or (folder / HEADS).is_file() else (None, Settings())
     )
     modality = model.config.modality or ""  # a model of one modality trains on that one alone
-    bank = Bank(
-        _bank(args, model.config.spacing_mm, workers),
-        lambda item: admitted(item, args.exclude) and item.modality.startswith(modality[:2]),
-    )
+    root = _bank(args, model.config.spacing_mm, workers)
+
+    def shown(item: Item, foreign: bool) -> Item | None:
+        return admitted(item, args.exclude, foreign) if item.modality.startswith(modality[:2]) else None
+
+    bank = Bank(root, partial(shown, foreign=args.foreign > 0))
     options = RunOptions(
         args.steps, args.batch, args.size, args.learning_rate, warmup=50, ema=0.995, seed=args.seed, on_tumour=0.7,
         widest=WIDEST, distinct=args.distinct if args.cache else 0,
@@ -134,20 +141,23 @@ def run_fit(args: argparse.Namespace) -> int:
     cache = None
     if args.cache:
         hashes = {file.path: file.sha256 for file in info.files if file.path in (AUTOENCODER, UNET)}
-        patches = {"recipe": args.recipe.read_text(encoding="utf-8"), "exclude": sorted(args.exclude)}
+        patches = {
+            "recipe": args.recipe.read_text(encoding="utf-8"), "exclude": sorted(args.exclude), "foreign": args.foreign,
+        }  # fmt: skip
         shared = {name: getattr(options, name) for name in ("seed", "size", "on_tumour", "widest")}
         cache = FeatureCache(args.cache, {"model": info.name, "weights": hashes, **patches, **shared})
     head = train_heads(
         model, encoder, bank, options, args.output / "heads", args.exclude, start if args.start else None, cache,
-        workers,
+        workers, args.foreign,
     ).eval().cpu()  # fmt: skip
     workers.wait()
     if workers.rank:  # one process is enough for what is left
         return 0
     model.cpu()
     residual = train_residual_head(
-        model, head, encoder, bank, args.output / "residual", args.examples, args.residual_steps, args.seed
-    )
+        model, head, encoder, Bank(root, partial(shown, foreign=False)), args.output / "residual", args.examples,
+        args.residual_steps, args.seed,
+    )  # fmt: skip
     out = args.output / "model"
     if folder.resolve() != out.resolve():
         shutil.copytree(folder, out, dirs_exist_ok=True)

@@ -9,7 +9,7 @@ The last two kinds of answer, an empty map and "not here", are what zero-shot pr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ from diffugts.prompts import parse
 from diffugts.text import TextEncoder
 from diffugts.training.bank import TUMOUR, UNKNOWN, Bank, Item, Patch
 from diffugts.training.features import FeatureCache, features
-from diffugts.training.loop import ALONE, Batch, RunOptions, train
+from diffugts.training.foreign import with_foreign
+from diffugts.training.loop import ALONE, Alter, Batch, RunOptions, train
 from diffugts.training.workers import Workers
 
 GENERIC = ("tumor", "lesion", "mass", "abnormality")
@@ -49,6 +50,7 @@ NOT_THERE = {  # organs that a graft of unknown organ, by the anatomy of its sca
     },
 }
 HOME = {"brain": "head", "soft tissue": "limb"}  # the anatomy that is all but one organ
+HOME_WEIGHT = 3.0
 PROMPT_OF = {"adrenal": "adrenal gland"}  # organs of synthetic patients whose prompt has another name
 CONTRASTIVE_TEMPERATURE = 0.07
 USUAL_SIZE = 1000  # of a lesion, in voxels of the attention's grid: what an absent lesion's errors are divided by
@@ -88,17 +90,41 @@ def questions(patch: Patch, rng: np.random.Generator, count: int = 4, excluded: 
     return [*(generic[:1] + own + generic[1:])[: count - len(away)], *away]
 
 
-def admitted(item: Item, excluded: Sequence[str] = ()) -> bool:
-    """Whether an item may train a head that must never see tumours of the excluded organs.
+def admitted(item: Item, excluded: Sequence[str] = (), foreign: bool = False) -> Item | None:
+    """What of an item may train a head that must never see tumours of the excluded organs; None for nothing.
 
     Nor does it learn from scans in which such an organ is all that is there and healthy: with the tumours left out, it
-    would only learn that this organ never has one.
+    would only learn that this organ never has one. With foreign patches it learns what does not belong there, so
+    these scans count (more, for there are few), and so do scans whose patients' own tumours are not, or must not be,
+    supervised.
     """
-    if not item.labelled or set(item.lesions) & set(excluded):
-        return False
-    if not item.lesions and item.anatomy in {HOME.get(organ) for organ in excluded}:
-        return False
-    return "" not in item.lesions or set(excluded) <= NOT_THERE.get(item.anatomy, set())
+    if "" in item.lesions and not set(excluded) <= NOT_THERE.get(item.anatomy, set()):
+        return None
+    hidden = bool(set(item.lesions) & set(excluded))
+    at_home = item.anatomy in {HOME.get(organ) for organ in excluded}
+    if hidden or not item.labelled:
+        if not (foreign and item.as_scanned):
+            return None
+        item = replace(item, lesions=(), labelled=False, trusted=item.trusted and item.labelled)
+    if not item.lesions and at_home:
+        return replace(item, weight=HOME_WEIGHT * item.weight) if foreign else None
+    return item
+
+
+def alteration(bank: Bank, foreign: float, options: RunOptions) -> Alter:
+    """Foreign patches in ``foreign`` of the patches without a lesion, and in all of those without labels.
+
+    Lesions that the item does not name are unknown.
+    """
+
+    def alter(patch: Patch, rng: np.random.Generator) -> Patch:
+        unnamed = patch.flags >= TUMOUR + len(patch.item.lesions)
+        patch = replace(patch, flags=np.where(unnamed, UNKNOWN, patch.flags).astype(np.uint8))
+        if (patch.flags >= TUMOUR).any() or (patch.item.labelled and rng.random() >= foreign):
+            return patch
+        return with_foreign(patch, lambda: bank.sample(rng, options.size, widest=options.widest), rng)
+
+    return alter
 
 
 class PromptVectors:
@@ -129,7 +155,7 @@ def _some(vectors: Tensor, rng: np.random.Generator) -> Tensor:
 def train_heads(
     model: LatentDiffusion, encoder: TextEncoder, bank: Bank, options: RunOptions, out: Path,
     excluded: Sequence[str] = (), start: AttentionHead | None = None, cache: FeatureCache | None = None,
-    workers: Workers = ALONE,
+    workers: Workers = ALONE, foreign: float = 0.0,
 ) -> AttentionHead:  # fmt: skip
     """Train adapters, projections, text MLPs and the image-level score on a frozen model.
 
@@ -139,6 +165,8 @@ def train_heads(
         start: a head to go on from, for instance one that saw fewer organs.
         cache: where the features of ``options.distinct`` patches are kept, so that each is computed once.
         workers: the processes that share each batch.
+        foreign: share of the patches without a lesion that get a foreign patch, see ``training.foreign``; above 0,
+            ``admitted`` is to know of it.
 
     Returns:
         The head with averaged weights.
@@ -171,7 +199,7 @@ def train_heads(
         contrast = contrastive(pooled, asked, found, head)
         return loss + 0.1 * contrast, {**figures, "contrastive": contrast.item()}
 
-    train({"head": head}, loss_of, bank, options, out, SLOW, workers)
+    train({"head": head}, loss_of, bank, options, out, SLOW, workers, alteration(bank, foreign, options) if foreign > 0 else None)
     return head
 
 

@@ -83,8 +83,12 @@ class Batch:
         return noise.to(self.image.device)
 
 
+Alter = Callable[[Patch, np.random.Generator], Patch]
+"""What is done to each patch after its augmentation."""
+
+
 def batches(
-    bank: Bank, options: RunOptions, first_step: int, workers: Workers, device: torch.device
+    bank: Bank, options: RunOptions, first_step: int, workers: Workers, device: torch.device, alter: Alter | None = None
 ) -> Iterator[Batch]:
     """This process's share of the batches from ``first_step`` on."""
     share = options.batch // workers.count
@@ -96,7 +100,7 @@ def batches(
             rng = np.random.default_rng((options.seed, step, place))
             seeds.append(int(rng.integers(2**31)))
             draws.append(int(rng.integers(options.distinct)) if options.distinct else step * options.batch + place)
-        patches = [_drawn(bank, options, draw) for draw in draws]
+        patches = [_drawn(bank, options, draw, alter) for draw in draws]
         image = torch.from_numpy(np.stack([patch.image for patch in patches]))[:, None]
         flags = torch.from_numpy(np.stack([patch.flags for patch in patches]))[:, None]
         return Batch(image, flags, tuple(patches), tuple(draws), tuple(seeds))
@@ -108,9 +112,10 @@ def batches(
             yield replace(batch, image=batch.image.to(device), flags=batch.flags.to(device))
 
 
-def _drawn(bank: Bank, options: RunOptions, draw: int) -> Patch:
+def _drawn(bank: Bank, options: RunOptions, draw: int, alter: Alter | None) -> Patch:
     rng = np.random.default_rng((options.seed, 1, draw))
-    return augment(bank.sample(rng, options.size, options.on_tumour, options.widest), rng)
+    patch = augment(bank.sample(rng, options.size, options.on_tumour, options.widest), rng)
+    return alter(patch, rng) if alter else patch
 
 
 def fast_precision() -> torch.dtype | None:
@@ -129,6 +134,7 @@ def train(
     out: Path,
     slow: Sequence[str] = (),
     workers: Workers = ALONE,
+    alter: Alter | None = None,
 ) -> None:
     """Run (or go on with) a training run; ``modules`` end with their averaged weights.
 
@@ -139,6 +145,7 @@ def train(
         out: folder of ``state.pt`` and ``curve.csv``.
         slow: parameters with one of these in their name learn at a tenth of the rate.
         workers: the processes that share each batch.
+        alter: what is done to each patch before it is used.
 
     Raises:
         InputError: a batch that the workers cannot share evenly.
@@ -154,7 +161,7 @@ def train(
     step = _resume(out / "state.pt", trained, optimiser, average)
     began, precision, device = time.monotonic(), fast_precision(), parameters[0].device
     since: list[dict[str, float]] = []
-    for batch in batches(bank, options, step, workers, device):
+    for batch in batches(bank, options, step, workers, device, alter):
         for group in optimiser.param_groups:
             group["lr"] = _rate(step, options) * group.get("factor", 1.0)
         with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):

@@ -1,0 +1,91 @@
+"""Anomalies that are no tumours: a piece of another scan where it does not belong.
+
+Foreign patches (after Tan et al., "Detecting outliers with foreign patch interpolation", 2020) ask the attention head
+for what does not fit its surroundings, in any anatomy, without a model of what a tumour looks like there. They let a
+head learn what is healthy in an organ whose tumours it must never see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from diffugts.synth.field import noise, rotation
+from diffugts.training.bank import KNOWN, TUMOUR, Patch
+
+Map = npt.NDArray[np.float32]
+
+RADIUS = (3.0, 28.0)  # voxels
+EVEN = (2.0, 20.0)  # voxels over which a smoothed piece is smoothed
+TRIES = 10
+BODY = {"ct": 0.03, "mr": 0.08}  # of 0..1, blurred; what is darker is air or a stripped skull
+VISIBLE = {"ct": 0.012, "mr": 0.05}  # mean difference, 0..1, below which a piece cannot be told from what was there
+LEAST_VOXELS = 60
+
+
+def with_foreign(patch: Patch, donate: Callable[[], Patch], rng: np.random.Generator) -> Patch:
+    """The patch with one foreign piece, flagged as a lesion of no organ; the patch itself if none could be placed.
+
+    Args:
+        donate: draws another patch; it is asked again until the modality fits.
+    """
+    modality = patch.item.modality[:2]
+    for _ in range(TRIES):
+        donor = donate()
+        if donor.item.modality[:2] != modality:
+            continue
+        body = ndimage.uniform_filter(patch.image, 5) > BODY[modality]
+        blob = _blob(patch.flags, body, rng)
+        content = _content(patch, donor, rng)
+        share = np.where(body, blob, 0)
+        inside = (share > 0.5) & (patch.flags > 0)
+        if inside.sum() < max(LEAST_VOXELS, 0.75 * (blob > 0.5).sum()):
+            continue
+        if (ndimage.uniform_filter(content, 5)[inside] < BODY[modality]).mean() > 0.2:
+            continue
+        if np.abs(ndimage.uniform_filter(content - patch.image, 3))[inside].mean() < VISIBLE[modality]:
+            continue
+        image = np.clip(patch.image + share * (content - patch.image), 0, 1).astype(np.float32)
+        flags = np.where(inside, TUMOUR + len(patch.item.lesions), patch.flags).astype(np.uint8)
+        return Patch(image, flags, replace(patch.item, lesions=(*patch.item.lesions, "")))
+    return patch
+
+
+def _blob(flags: npt.NDArray[np.uint8], body: npt.NDArray[np.bool_], rng: np.random.Generator) -> Map:
+    """(S, S, S) 0..1, 1 in an irregular solid around a known voxel of the body, with an edge of a few voxels."""
+    size = len(flags)
+    places = np.flatnonzero((flags == KNOWN) & body)
+    if not len(places):
+        return np.zeros(flags.shape, np.float32)
+    centre = np.array(np.unravel_index(rng.choice(places), flags.shape))
+    radius = float(np.exp(rng.uniform(*np.log(RADIUS))))
+    stretch = np.exp(rng.normal(0, 0.25, 3))
+    axes = np.indices(flags.shape, dtype=np.float32) - centre[:, None, None, None].astype(np.float32)
+    turned = np.tensordot((np.asarray(rotation(rng, 180)) / stretch[:, None]).astype(np.float32), axes, 1)
+    distance = np.sqrt((turned**2).sum(0)) / radius
+    grid = [np.arange(size, dtype=np.float64)] * 3
+    distance += rng.uniform(0, 0.25) * noise(grid, max(radius * 0.6, 2.0), int(rng.integers(2**31)))
+    blob: Map = np.clip((1 - distance) * radius / rng.uniform(0.8, 4.0) + 0.5, 0, 1).astype(np.float32)
+    return blob
+
+
+def _content(patch: Patch, donor: Patch, rng: np.random.Generator) -> Map:
+    """What is pasted: the donor as it is or smoothed with its grain, or the patch's own tissue from elsewhere."""
+    kind = rng.random()
+    image = donor.image
+    if kind > 0.75:
+        shift = rng.integers(patch.image.shape[0] // 4, 3 * patch.image.shape[0] // 4, 3)
+        image = np.roll(patch.image, tuple(int(s) for s in shift), (0, 1, 2))
+    for axis in range(3):
+        if rng.random() < 0.5:
+            image = np.flip(image, axis)
+    if 0.25 < kind <= 0.75:  # most lesions are more even than the tissue that they replace
+        smooth = ndimage.gaussian_filter(image, float(np.exp(rng.uniform(*np.log(EVEN)))))
+        image = smooth + rng.uniform(0.2, 1) * (image - ndimage.gaussian_filter(image, 1.5))
+    if patch.item.modality[:2] == "mr":
+        image = image * np.exp(rng.uniform(-0.6, 0.6))
+    return np.asarray(image, np.float32)

@@ -1,0 +1,97 @@
+"""Foreign patches: pieces of other scans that a head learns to find where it must see no tumour."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffugts.training.bank import KNOWN, TUMOUR, UNKNOWN, Bank, Item, Patch, write_item
+from diffugts.training.fit import HOME_WEIGHT, admitted, alteration, questions
+from diffugts.training.foreign import LEAST_VOXELS, with_foreign
+from diffugts.training.loop import RunOptions
+
+SIDE = 32
+
+
+def patch_of(value: float, modality: str = "ct", name: str = "synthetic_a", flags: int = KNOWN) -> Patch:
+    item = Item(name, modality, "torso", "test", (2.0,) * 3, labelled=True)
+    return Patch(np.full((SIDE,) * 3, value, np.float32), np.full((SIDE,) * 3, flags, np.uint8), item)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_piece_of_the_donor_is_flagged_where_it_lies(seed: int) -> None:
+    patch, donor = patch_of(0.5), patch_of(0.6)
+    out = with_foreign(patch, lambda: donor, np.random.default_rng(seed))
+    assert out.item.lesions == ("",)
+    inside = out.flags == TUMOUR
+    assert inside.sum() >= LEAST_VOXELS
+    assert out.image[inside].mean() > 0.54
+    assert out.image[~inside].mean() < 0.52
+    assert (patch.image == 0.5).all()
+
+
+def test_what_cannot_be_told_apart_is_not_flagged() -> None:
+    patch = patch_of(0.5)
+    assert with_foreign(patch, lambda: patch_of(0.505), np.random.default_rng(0)) is patch
+
+
+def test_a_donor_of_another_modality_gives_nothing() -> None:
+    patch = patch_of(0.5)
+    assert with_foreign(patch, lambda: patch_of(0.9, "mr-t1"), np.random.default_rng(0)) is patch
+
+
+@pytest.mark.parametrize("patch", [patch_of(0.0), patch_of(0.5, flags=UNKNOWN)], ids=["air", "unknown"])
+def test_nothing_is_pasted_into_air_or_the_unknown(patch: Patch) -> None:
+    assert with_foreign(patch, lambda: patch_of(0.7), np.random.default_rng(0)) is patch
+
+
+def test_a_foreign_patch_belongs_to_no_organ() -> None:
+    out = with_foreign(patch_of(0.5), lambda: patch_of(0.6), np.random.default_rng(0))
+    asked = questions(out, np.random.default_rng(0))
+    assert [q.prompt for q in asked if q.lesions] and all(len(q.prompt.split()) == 1 for q in asked if q.lesions)
+    assert not any("lung" in q.prompt or "liver" in q.prompt for q in asked)  # it may lie there
+
+
+def test_scans_of_an_excluded_organ_count_with_foreign_patches_alone() -> None:
+    head = Item("labelmap_a", "mr", "head", "test", (2.0,) * 3, labelled=True)
+    assert admitted(head, ["brain"]) is None
+    with_pieces = admitted(head, ["brain"], foreign=True)
+    assert with_pieces is not None
+    assert with_pieces.weight == HOME_WEIGHT * head.weight
+
+
+def test_a_patients_own_tumour_of_an_excluded_organ_is_never_named() -> None:
+    scan = Item("scan_a", "ct", "limb", "test", (2.0,) * 3, ("soft tissue",), labelled=True)
+    out = admitted(scan, ["soft tissue"], foreign=True)
+    assert out is not None
+    assert (out.lesions, out.labelled, out.trusted) == ((), False, True)  # outside the tumour it is healthy
+    planted = replace(scan, name="graft_a")
+    assert admitted(planted, ["soft tissue"], foreign=True) is None
+    assert admitted(scan, foreign=True) == scan
+
+
+def test_unnamed_lesions_are_unknown_and_scans_without_labels_always_get_a_piece(tmp_path: Path) -> None:
+    (tmp_path / "index.jsonl").touch()
+    rng = np.random.default_rng(0)
+    flags = np.full((SIDE,) * 3, KNOWN, np.uint8)
+    flags[:4] = TUMOUR
+    tumour = Item("scan_a", "ct", "limb", "test", (2.0,) * 3, ("soft tissue",), labelled=True)
+    other = Item("synthetic_b", "ct", "limb", "test", (2.0,) * 3, labelled=True)
+    write_item(tmp_path, tumour, np.full((SIDE,) * 3, 0.5, np.float32), flags)
+    write_item(tmp_path, other, np.full((SIDE,) * 3, 0.6, np.float32), np.full((SIDE,) * 3, KNOWN, np.uint8))
+    bank = Bank(tmp_path, lambda item: admitted(item, ["soft tissue"], foreign=True))
+    options = RunOptions(1, size=SIDE)
+    alter = alteration(bank, 1e-9, options)  # of the labelled ones, none
+    for item in bank.items:
+        image, kept = bank.arrays(item)
+        out = alter(Patch(np.array(image, np.float32), np.array(kept), item), rng)
+        if item.labelled:
+            assert out.item.lesions == ()
+        else:
+            assert out.item.lesions == ("",)
+            pasted = (out.flags == TUMOUR) & (np.abs(out.image - 0.5) > 0.01)
+            assert pasted.sum() > 0.5 * (out.flags == TUMOUR).sum()
+            assert (out.flags[:4] != KNOWN).mean() == 1
