@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from diffugts.heads import Settings
 from diffugts.likelihood import Odds, depth_prior, posterior
+from diffugts.refine import Evidence, refine
 
 SIDE = 24
 
@@ -91,3 +93,23 @@ def test_a_region_of_one_voxel_has_a_prior_too() -> None:
     found = posterior(prior, cut, torch.rand(3, 3, 3), torch.zeros(3, 3, 3), inside, Odds())
     assert torch.isfinite(found).all()
     assert not found[~inside].any()
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.3], ids=["alone", "beside a lesion that stands out"])
+def test_of_parts_that_look_healthy_the_most_unlike_one_is_spared(apart: float) -> None:
+    """A tumour as dark as its surroundings stays where it is all that attention found, and goes where another is."""
+    _, prior, inside, _, _ = _scene()
+    torch.manual_seed(1)
+    flat, healthy = (0.3 + 0.02 * torch.randn(SIDE, SIDE, SIDE) for _ in range(2))
+    mask, attended = (torch.cat([a, torch.zeros_like(a[:2]), a]).numpy() for a in (inside, prior))
+    core = torch.where(prior > 0.5, apart, 0.0)
+    scan = torch.cat([flat, flat[:2], flat + core]).numpy()
+    painted = torch.cat([healthy, flat[:2], healthy]).numpy()
+    evidence = Evidence(mask, scan, painted, (scan - painted,), (np.zeros_like(scan),))
+    settings = Settings(threshold=0.5, form="likelihood", region_form="likelihood")
+    found = refine(evidence, attended, settings).probability > 0.5
+    first, second = found[:SIDE].any(), found[SIDE + 2 :].any()
+    assert first ^ second
+    if apart:
+        assert second
+    assert not refine(evidence, attended, settings, trusted=True).probability[:SIDE].any()  # a user's may be healthy

@@ -11,6 +11,7 @@ known beforehand.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,8 @@ class Odds:
         smooth_vox: standard deviation of G, voxels.
         core: share of a user's region, its deepest voxels, that is taken for lesion to begin with.
         least: mean log ratio of intensities (nats) below which a core looks like the healthy tissue that was painted
-            there, and is no lesion.
+            there, and is no lesion. Of the parts that attention found in a scan, the most unlike one is spared: a
+            tumour may be as dark as muscle.
     """
 
     intensity: float = 1.0
@@ -66,13 +68,10 @@ def posterior(prior: Tensor, cut: float, decoded: Tensor, signed: Tensor, inside
         return torch.where(inside, prior, 0.0)
     rim = inside & ~core
     weight = prior[core]
-    low, high = torch.quantile(_some(decoded[inside]), torch.tensor([0.01, 0.99], device=decoded.device)).tolist()
-    unlike = _log_ratio(
-        decoded, (low, high), (decoded[core], weight), ((decoded - signed)[inside], torch.ones_like(signed[inside]))
-    )
-    if odds.intensity > 0 and float(unlike[core].mean()) < odds.least:
+    ratio = _intensity_ratio(prior, cut, decoded, signed, inside)
+    if odds.intensity > 0 and float(ratio[core].mean()) < odds.least:
         return torch.zeros_like(prior)
-    total = odds.intensity * unlike
+    total = odds.intensity * ratio
     if rim.any():
         reach = max(float(strongest(signed.abs(), inside, 0.99)), 1e-3)
         total += odds.residual * _log_ratio(
@@ -80,6 +79,20 @@ def posterior(prior: Tensor, cut: float, decoded: Tensor, signed: Tensor, inside
         )
     believed = torch.logit(prior, 1e-4) - torch.logit(torch.tensor(cut), 1e-4)
     return torch.where(inside, torch.sigmoid(believed + gaussian(total, odds.smooth_vox)), 0.0)
+
+
+def unlikeness(prior: Tensor, cut: float, decoded: Tensor, signed: Tensor, inside: Tensor) -> float:
+    """Mean log ratio (nats) of a part's core: how unlike the healthy tissue it is; arguments as of ``posterior``."""
+    core = inside & (prior > cut)
+    return float(_intensity_ratio(prior, cut, decoded, signed, inside)[core].mean()) if core.any() else -math.inf
+
+
+def _intensity_ratio(prior: Tensor, cut: float, decoded: Tensor, signed: Tensor, inside: Tensor) -> Tensor:
+    """log p(X | lesion) − log p(X | healthy), (D, H, W)."""
+    core = inside & (prior > cut)
+    low, high = torch.quantile(_some(decoded[inside]), torch.tensor([0.01, 0.99], device=decoded.device)).tolist()
+    painted = (decoded - signed)[inside]
+    return _log_ratio(decoded, (low, high), (decoded[core], prior[core]), (painted, torch.ones_like(painted)))
 
 
 Sample = tuple[Tensor, Tensor]

@@ -5,6 +5,7 @@ Everything here lies on the model grid, (D, H, W) numpy float32 or bool; zero ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import LatentDiffusion
 from diffugts.heads import Settings
 from diffugts.healing import Sampling, heal_regions
-from diffugts.likelihood import depth_prior, posterior
+from diffugts.likelihood import Odds, depth_prior, posterior, unlikeness
 from diffugts.residual import (
     Fusion,
     ResidualHead,
@@ -150,14 +151,16 @@ def refine(
     boxes = ndimage.find_objects(labels)
     for signed, feature in zip(evidence.signed, evidence.feature, strict=True):
         probability, residual = np.zeros_like(signed), np.zeros_like(signed)
+        parts = []
         for number, box in enumerate(boxes, start=1):
-            inside = torch.from_numpy(labels[box] == number)
             here, deep, lit, seen = (torch.from_numpy(a[box]) for a in (signed, feature, attended, evidence.decoded))
-            part = Part(here, deep, lit, seen, inside)
+            parts.append(Part(here, deep, lit, seen, torch.from_numpy(labels[box] == number)))
+        spared = _most_unlike(parts, cut) if form == "likelihood" and not trusted else None
+        for part, box in zip(parts, boxes, strict=True):
             r, p = part.fused(fusion)
             if form == "likelihood":
-                prior, limit = depth_prior(inside, settings.odds.core) if trusted else (lit, cut)
-                p = posterior(prior, limit, seen, here, inside, settings.odds)
+                odds = replace(settings.odds, least=-math.inf) if part is spared else settings.odds
+                p = part.believed(cut, odds, trusted)
             elif form == "learned" and head is not None:
                 p = part.learned(head, trusted)
             residual[box] += r.numpy()
@@ -168,7 +171,14 @@ def refine(
     return Refined(mean, np.mean(residuals, axis=0, dtype=np.float32), np.std(probabilities, axis=0, dtype=np.float32))
 
 
-@dataclass(frozen=True)
+def _most_unlike(parts: Sequence[Part], cut: float) -> Part | None:
+    """The part whose core is least like the healthy tissue that was painted there."""
+    return max(
+        parts, key=lambda part: unlikeness(part.attended, cut, part.decoded, part.signed, part.inside), default=None
+    )
+
+
+@dataclass(frozen=True, eq=False)
 class Part:
     """One connected part of the candidate, in its box: (D, H, W) tensors."""
 
@@ -186,6 +196,11 @@ class Part:
             return r, torch.zeros_like(r)
         threshold = max(otsu(r[self.inside]), fusion.floor)
         return r, probability_of(r, threshold, fusion.softness)
+
+    def believed(self, cut: float, odds: Odds, trusted: bool) -> torch.Tensor:
+        """Probability by Bayes' rule; in a user's region depth is the prior."""
+        prior, limit = depth_prior(self.inside, odds.core) if trusted else (self.attended, cut)
+        return posterior(prior, limit, self.decoded, self.signed, self.inside, odds)
 
     def inputs(self, trusted: bool) -> torch.Tensor:
         """What the residual head looks at, (1, 8, D, H, W)."""

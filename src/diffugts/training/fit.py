@@ -199,7 +199,16 @@ def train_heads(
         contrast = contrastive(pooled, asked, found, head)
         return loss + 0.1 * contrast, {**figures, "contrastive": contrast.item()}
 
-    train({"head": head}, loss_of, bank, options, out, SLOW, workers, alteration(bank, foreign, options) if foreign > 0 else None)
+    train(
+        {"head": head},
+        loss_of,
+        bank,
+        options,
+        out,
+        SLOW,
+        workers,
+        alteration(bank, foreign, options) if foreign > 0 else None,
+    )
     return head
 
 
