@@ -97,3 +97,21 @@ def test_unnamed_lesions_are_unknown_and_scans_without_labels_always_get_a_piece
             pasted = (out.flags == TUMOUR) & (np.abs(out.image - 0.5) > 0.01)
             assert pasted.sum() > 0.5 * (out.flags == TUMOUR).sum()
             assert (out.flags[:4] != KNOWN).mean() == 1
+
+
+def test_a_tumour_that_must_not_be_seen_is_never_pasted(tmp_path: Path) -> None:
+    (tmp_path / "index.jsonl").touch()
+    flags = np.full((SIDE,) * 3, KNOWN, np.uint8)
+    flags[: SIDE // 2] = TUMOUR
+    tumour = Item("scan_a", "ct", "limb", "test", (2.0,) * 3, ("soft tissue",), labelled=True)
+    write_item(tmp_path, tumour, np.where(flags == TUMOUR, 0.9, 0.5).astype(np.float32), flags)
+    bank = Bank(tmp_path, lambda item: admitted(item, ["soft tissue"], foreign=True))
+    alter = alteration(bank, 1.0, RunOptions(1, size=SIDE))
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        out = alter(bank.sample(rng, SIDE), rng)
+        assert out.item.lesions == ()  # the only donor holds it, and so does the patch
+        assert set(np.unique(out.flags)) == {UNKNOWN, KNOWN}
+    clean = patch_of(0.6)
+    seen = with_foreign(patch_of(0.5), lambda: clean, np.random.default_rng(0))
+    assert seen.item.lesions == ("",)

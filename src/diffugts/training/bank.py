@@ -70,6 +70,12 @@ class Patch:
     flags: npt.NDArray[np.uint8]
     item: Item
 
+    @property
+    def unnamed(self) -> npt.NDArray[np.bool_]:
+        """(S, S, S) where lesions lie that the item does not name."""
+        inside: npt.NDArray[np.bool_] = self.flags >= TUMOUR + len(self.item.lesions)
+        return inside
+
 
 class Bank:
     """Random crops from the items that ``admit`` lets in, as it describes them; None keeps an item out."""

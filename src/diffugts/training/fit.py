@@ -118,11 +118,13 @@ def alteration(bank: Bank, foreign: float, options: RunOptions) -> Alter:
     """
 
     def alter(patch: Patch, rng: np.random.Generator) -> Patch:
-        unnamed = patch.flags >= TUMOUR + len(patch.item.lesions)
-        patch = replace(patch, flags=np.where(unnamed, UNKNOWN, patch.flags).astype(np.uint8))
+        hidden = patch.unnamed
+        patch = replace(patch, flags=np.where(hidden, UNKNOWN, patch.flags).astype(np.uint8))
         if (patch.flags >= TUMOUR).any() or (patch.item.labelled and rng.random() >= foreign):
             return patch
-        return with_foreign(patch, lambda: bank.sample(rng, options.size, widest=options.widest), rng)
+        return with_foreign(
+            patch, lambda: bank.sample(rng, options.size, widest=options.widest), rng, own=not hidden.any()
+        )
 
     return alter
 

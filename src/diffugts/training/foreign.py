@@ -27,20 +27,22 @@ VISIBLE = {"ct": 0.012, "mr": 0.05}  # mean difference, 0..1, below which a piec
 LEAST_VOXELS = 60
 
 
-def with_foreign(patch: Patch, donate: Callable[[], Patch], rng: np.random.Generator) -> Patch:
+def with_foreign(patch: Patch, donate: Callable[[], Patch], rng: np.random.Generator, own: bool = True) -> Patch:
     """The patch with one foreign piece, flagged as a lesion of no organ; the patch itself if none could be placed.
 
     Args:
-        donate: draws another patch; it is asked again until the modality fits.
+        donate: draws another patch; it is asked again until the modality fits and no lesion is in it that its item
+            does not name: a head that must not see a tumour must not be given pieces of it to find.
+        own: whether the piece may come from the patch itself; not where such a lesion is.
     """
     modality = patch.item.modality[:2]
     for _ in range(TRIES):
         donor = donate()
-        if donor.item.modality[:2] != modality:
+        if donor.item.modality[:2] != modality or donor.unnamed.any():
             continue
         body = ndimage.uniform_filter(patch.image, 5) > BODY[modality]
         blob = _blob(patch.flags, body, rng)
-        content = _content(patch, donor, rng)
+        content = _content(patch, donor, rng, own)
         share = np.where(body, blob, 0)
         inside = (share > 0.5) & (patch.flags > 0)
         if inside.sum() < max(LEAST_VOXELS, 0.75 * (blob > 0.5).sum()):
@@ -73,11 +75,11 @@ def _blob(flags: npt.NDArray[np.uint8], body: npt.NDArray[np.bool_], rng: np.ran
     return blob
 
 
-def _content(patch: Patch, donor: Patch, rng: np.random.Generator) -> Map:
+def _content(patch: Patch, donor: Patch, rng: np.random.Generator, own: bool) -> Map:
     """What is pasted: the donor as it is or smoothed with its grain, or the patch's own tissue from elsewhere."""
     kind = rng.random()
     image = donor.image
-    if kind > 0.75:
+    if own and kind > 0.75:
         shift = rng.integers(patch.image.shape[0] // 4, 3 * patch.image.shape[0] // 4, 3)
         image = np.roll(patch.image, tuple(int(s) for s in shift), (0, 1, 2))
     for axis in range(3):
