@@ -9,7 +9,7 @@ import torch
 
 from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.config import ModelConfig
-from diffugts.backbone.image_stage import image_stage
+from diffugts.backbone.image_stage import contrast_stage, image_stage
 from diffugts.backbone.latent_diffusion import Encoding, LatentDiffusion, windows
 from diffugts.backbone.networks import LinearCode, cpu_safe, depth_to_space, space_to_depth, stage_taps
 from diffugts.backbone.weights import load_backbone, load_strictly, verify
@@ -205,3 +205,17 @@ def test_image_stage_spreads_the_window_and_looks_around() -> None:
     torch.testing.assert_close(stage[0, 8, 0], torch.full((8, 8), 0.5))
     torch.testing.assert_close(stage[0, 8, 7], torch.zeros(8, 8))
     assert 0 < float(stage[0, 9, 4, 4, 4]) < 0.5  # the mean over 3 blocks reaches across the step
+
+
+@pytest.mark.parametrize("beside", [0.0, 1.0], ids=["air", "bone"])
+def test_contrast_stage_shows_a_faint_lesion_beside_air_and_bone_alike(beside: float) -> None:
+    image = 0.55 + 0.005 * torch.randn(1, 1, 48, 48, 48, generator=torch.Generator().manual_seed(0))
+    image[..., :12] = beside
+    lesion = (0, slice(None), slice(8, 14), slice(8, 14), slice(8, 14))
+    image[0, :, 16:28, 16:28, 16:28] -= 0.02  # 40 HU
+    stage = contrast_stage(image)
+    assert stage.shape == (1, 8, 24, 24, 24)
+    assert bool((stage[..., :6] == 0)[:, :4].all())  # not this kind of tissue
+    wide = stage[lesion][2:4]  # against the organ's tissue within 13 blocks
+    assert float(wide.mean()) < -1.5
+    assert float(stage[0, 2:4, 18:, :, :].abs().mean()) < 1

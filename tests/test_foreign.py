@@ -33,7 +33,8 @@ def test_a_piece_of_the_donor_is_flagged_where_it_lies(seed: int) -> None:
     assert (patch.image == 0.5).all()
 
 
-def test_what_cannot_be_told_apart_is_not_flagged() -> None:
+def test_what_cannot_be_told_apart_is_not_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffugts.training.foreign.UNEVEN", {"ct": 0.0})
     patch = patch_of(0.5)
     assert with_foreign(patch, lambda: patch_of(0.505), np.random.default_rng(0)) is patch
 

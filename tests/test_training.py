@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 import torch
 
 from diffugts.aova import Attention, AttentionConfig, AttentionHead
+from diffugts.errors import InputError
 from diffugts.text import CachedEncoder
 from diffugts.training.bank import KNOWN, TUMOUR, UNKNOWN, Bank, Item, Patch, augment, write_item
 from diffugts.training.fit import (
     UNTRUSTED,
     admitted,
     attention_loss,
+    continued,
     contrastive,
     focal_loss,
     questions,
@@ -113,6 +116,21 @@ def test_pretrain_and_fit_run_resume_and_save(bank_folder: Path, tmp_path: Path)
     head = train_heads(model, CachedEncoder(), bank, whole, tmp_path / "heads")
     assert torch.isfinite(head.offset)
     assert "head" in averaged_state(tmp_path / "heads" / "state.pt")
+
+
+def test_a_head_that_reads_a_further_stage_answers_as_before() -> None:
+    torch.manual_seed(0)
+    start = AttentionHead(AttentionConfig((6, 10), (2, 4), 12, "test", widths=(8, 16, 16), hidden=8)).eval()
+    more = continued(start, replace(start.config, channels=(6, 10, 3), strides=(2, 4, 2))).eval()
+    stages = [torch.randn(1, 6, 8, 8, 8), torch.randn(1, 10, 4, 4, 4), torch.randn(1, 3, 8, 8, 8)]
+    abnormal, normal = torch.randn(2, 1, 2, 12)
+    before, after = start(stages[:2], abnormal, normal), more(stages, abnormal, normal)
+    torch.testing.assert_close(after.logits, before.logits)
+    torch.testing.assert_close(after.score_logits, before.score_logits)
+    after.logits.sum().backward()
+    assert float(more.adapters.read[2].weight.grad.abs().sum()) > 0  # and learns to read it
+    with pytest.raises(InputError, match="stages that this model lacks"):
+        continued(more, start.config)
 
 
 def test_a_resumed_run_gives_the_same_bits(bank_folder: Path, tmp_path: Path) -> None:

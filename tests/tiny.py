@@ -40,6 +40,7 @@ def tiny_config(**changes: object) -> ModelConfig:
         "steps": 2,
         "window": 32,
         "image_window": (0.42, 0.62),
+        "contrast": True,
     }  # fmt: skip
     return ModelConfig(**{**values, **changes})  # type: ignore[arg-type]
 

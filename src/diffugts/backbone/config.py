@@ -41,6 +41,7 @@ class ModelConfig:
         feature_times: noise levels in [0, 1] at which the UNet is read as a further feature stage.
         image_window: the 0..1 intensities that the image stage spreads out, () for no such stage; 0.42 to 0.62 are
             −160 to 240 HU, where organs and most of their tumours lie.
+        contrast: whether the last stage says how much each place differs from the tissue around it.
         clip_mr: whether MR intensities above the upper percentile are clipped (MAISI does not).
         guidance: classifier-free guidance by default: v = v0 + guidance · (v − v0), v0 without the modality; 0 and 1
             are none.
@@ -67,6 +68,7 @@ class ModelConfig:
     window: int = 96
     feature_times: tuple[float, ...] = field(default=(0.1,))
     image_window: tuple[float, ...] = ()
+    contrast: bool = False
     clip_mr: bool = True
     guidance: float = 0.0
     time_base: int = 0

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diffugts.backbone.conditions import REGIONS, Conditions, Organs
 from diffugts.backbone.config import MODALITY_CODES, ModelConfig
-from diffugts.backbone.image_stage import IMAGE_CHANNELS, image_stage
+from diffugts.backbone.image_stage import CONTRAST_CHANNELS, IMAGE_CHANNELS, contrast_stage, image_stage
 from diffugts.backbone.networks import Autoencoder, build_unet
 from diffugts.errors import InputError
 from diffugts.inpaint import scaled_linear_alphas
@@ -107,7 +107,8 @@ class LatentDiffusion(nn.Module):
         mu, stages = self.autoencoder.encode(image)
         latent = mu * self.config.scale_factor
         first = [image_stage(image, self.config.image_window)] if self.config.image_window else []
-        every = (*first, *stages, *self.unet_features(latent, conditions))
+        last = [contrast_stage(image)] if self.config.contrast else []
+        every = (*first, *stages, *self.unet_features(latent, conditions), *last)
         found = zip(every, self._raw_strides, self.feature_strides, strict=True)
         return Encoding(latent, tuple(_pooled(stage, wanted // stride) for stage, stride, wanted in found))
 
@@ -116,7 +117,8 @@ class LatentDiffusion(nn.Module):
         """C_l of every stage that ``encode`` returns, in its order."""
         unet = tuple(reversed(self.config.unet["num_channels"])) * len(self.config.feature_times)
         first = (IMAGE_CHANNELS,) if self.config.image_window else ()
-        return (*first, *self.config.autoencoder["num_channels"], *unet)
+        last = (CONTRAST_CHANNELS,) if self.config.contrast else ()
+        return (*first, *self.config.autoencoder["num_channels"], *unet, *last)
 
     @property
     def feature_strides(self) -> tuple[int, ...]:
@@ -131,7 +133,8 @@ class LatentDiffusion(nn.Module):
         # An up block ends with its upsampling, but for the last, which has none.
         unet = [config.stride * 2 ** max(level - 1, 0) for level in reversed(range(levels))]
         first = (2,) if config.image_window else ()
-        return (*first, *autoencoder, *unet * len(config.feature_times))
+        last = (2,) if config.contrast else ()
+        return (*first, *autoencoder, *unet * len(config.feature_times), *last)
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Tensor:

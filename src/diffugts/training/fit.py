@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffugts.aova import Attention, AttentionConfig, AttentionHead
 from diffugts.backbone.latent_diffusion import LatentDiffusion
+from diffugts.errors import InputError
 from diffugts.prompts import parse
 from diffugts.text import TextEncoder
 from diffugts.training.bank import TUMOUR, UNKNOWN, Bank, Item, Patch
@@ -56,6 +57,7 @@ CONTRASTIVE_TEMPERATURE = 0.07
 USUAL_SIZE = 1000  # of a lesion, in voxels of the attention's grid: what an absent lesion's errors are divided by
 SLOW = (".text.", ".keys.", ".queries.")  # factors of one product: at the full rate every map swings with each step
 UNTRUSTED = 0.3  # weight of tissue in a scan whose patient may have tumours that nobody outlined
+NEWLY_READ = ("queries", "adapters.read")  # without these a further stage says nothing
 SAME_PROMPT = 0.98  # cosine above which two drawn vectors come from one prompt
 
 
@@ -164,7 +166,7 @@ def train_heads(
     Args:
         bank: of items that ``admitted`` with the same ``excluded``.
         excluded: organs that are never named.
-        start: a head to go on from, for instance one that saw fewer organs.
+        start: a head to go on from, for instance one that saw fewer organs or reads fewer stages.
         cache: where the features of ``options.distinct`` patches are kept, so that each is computed once.
         workers: the processes that share each batch.
         foreign: share of the patches without a lesion that get a foreign patch, see ``training.foreign``; above 0,
@@ -175,11 +177,10 @@ def train_heads(
     """
     torch.manual_seed(options.seed)
     model.frozen()
-    head = AttentionHead(AttentionConfig.of(model.feature_channels, model.feature_strides, encoder.dim, encoder.name))
+    config = AttentionConfig.of(model.feature_channels, model.feature_strides, encoder.dim, encoder.name)
+    head = AttentionHead(config) if start is None else continued(start, config)
     vectors = PromptVectors(encoder)
-    if start is not None:
-        head.load_state_dict(start.state_dict())
-    elif not (out / "state.pt").exists():
+    if start is None and not (out / "state.pt").exists():
         _fit_statistics(head, model, bank, options)
         _fit_text_statistics(head, vectors, excluded)
 
@@ -211,6 +212,30 @@ def train_heads(
         workers,
         alteration(bank, foreign, options) if foreign > 0 else None,
     )
+    return head
+
+
+def continued(start: AttentionHead, config: AttentionConfig) -> AttentionHead:
+    """A head that may read further stages, after those that ``start`` reads, and answers as it does at first.
+
+    Raises:
+        InputError: a head of other stages or texts.
+    """
+    known = len(start.config.channels)
+    if replace(config, channels=config.channels[:known], strides=config.strides[:known]) != start.config:
+        raise InputError("the head to go on from reads stages that this model lacks; start from another or none")
+    head = AttentionHead(config)
+    old, new = start.state_dict(), head.state_dict()
+    for key, value in new.items():
+        if key in old and old[key].shape == value.shape:
+            value.copy_(old[key])
+        elif key.startswith(tuple(f"{part}.{i}." for part in NEWLY_READ for i in range(known, len(config.channels)))):
+            value.zero_()
+    seen, pooled = sum(config.channels[:known]), sum(config.channels)
+    weight, before = new["pool.0.weight"], old["pool.0.weight"]  # reads all stages and the text, side by side
+    weight.zero_()[:, :seen] = before[:, :seen]
+    weight[:, pooled:] = before[:, seen:]
+    head.load_state_dict(new)
     return head
 
 

@@ -19,8 +19,10 @@ from diffugts.training.bank import KNOWN, TUMOUR, Patch
 
 Map = npt.NDArray[np.float32]
 
-RADIUS = (3.0, 28.0)  # voxels
+RADIUS = (3.0, 32.0)  # voxels
 EVEN = (2.0, 20.0)  # voxels over which a smoothed piece is smoothed
+UNEVEN = {"ct": 0.012, "mr": 0.12}  # most swing of an even mass's tone, 0..1
+SOFT = 0.45  # of 0..1, -100 HU: an even mass in CT is no lung and no air
 TRIES = 10
 BODY = {"ct": 0.03, "mr": 0.08}  # of 0..1, blurred; what is darker is air or a stripped skull
 VISIBLE = {"ct": 0.012, "mr": 0.05}  # mean difference, 0..1, below which a piece cannot be told from what was there
@@ -76,18 +78,40 @@ def _blob(flags: npt.NDArray[np.uint8], body: npt.NDArray[np.bool_], rng: np.ran
 
 
 def _content(patch: Patch, donor: Patch, rng: np.random.Generator, own: bool) -> Map:
-    """What is pasted: the donor as it is or smoothed with its grain, or the patch's own tissue from elsewhere."""
+    """What is pasted: another scan's piece as it is or smoothed, the patch's own from elsewhere, or an even mass.
+
+    Most lesions are more even than the tissue that they replace.
+    """
     kind = rng.random()
     image = donor.image
-    if own and kind > 0.75:
+    if own and kind < 0.2:
         shift = rng.integers(patch.image.shape[0] // 4, 3 * patch.image.shape[0] // 4, 3)
         image = np.roll(patch.image, tuple(int(s) for s in shift), (0, 1, 2))
     for axis in range(3):
         if rng.random() < 0.5:
             image = np.flip(image, axis)
-    if 0.25 < kind <= 0.75:  # most lesions are more even than the tissue that they replace
+    if 0.4 < kind <= 0.7:
         smooth = ndimage.gaussian_filter(image, float(np.exp(rng.uniform(*np.log(EVEN)))))
-        image = smooth + rng.uniform(0.2, 1) * (image - ndimage.gaussian_filter(image, 1.5))
+        image = smooth + rng.uniform(0.2, 1) * _grain(image)
+    if kind > 0.7:
+        image = _even(patch, image, rng)
     if patch.item.modality[:2] == "mr":
         image = image * np.exp(rng.uniform(-0.6, 0.6))
     return np.asarray(image, np.float32)
+
+
+def _even(patch: Patch, donor: Map, rng: np.random.Generator) -> Map:
+    """A mass of one tissue: the donor's tone at one place in its body, with slow waves and the patch's grain."""
+    modality = patch.item.modality[:2]
+    tones = ndimage.uniform_filter(donor, 5)
+    tones = tones[tones > (SOFT if modality == "ct" else BODY[modality])]
+    if not len(tones):
+        return donor
+    grid = [np.arange(len(donor), dtype=np.float64)] * 3
+    waves = noise(grid, float(rng.uniform(4, 16)), int(rng.integers(2**31)))
+    swing = rng.uniform(0, UNEVEN[modality])
+    return np.asarray(rng.choice(tones) + swing * waves + rng.uniform(0.3, 1) * _grain(patch.image), np.float32)
+
+
+def _grain(image: Map) -> Map:
+    return np.asarray(image - ndimage.gaussian_filter(image, 1.5), np.float32)
