@@ -18,6 +18,7 @@ from diffugts.training.fit import (
     UNTRUSTED,
     admitted,
     attention_loss,
+    blended,
     continued,
     contrastive,
     focal_loss,
@@ -131,6 +132,18 @@ def test_a_head_that_reads_a_further_stage_answers_as_before() -> None:
     assert float(more.adapters.read[2].weight.grad.abs().sum()) > 0  # and learns to read it
     with pytest.raises(InputError, match="stages that this model lacks"):
         continued(more, start.config)
+
+
+def test_a_blend_lies_between_a_head_and_what_it_went_on_from() -> None:
+    start = AttentionHead(AttentionConfig((6, 10), (2, 4), 12, "test", widths=(8, 16, 16), hidden=8))
+    head = continued(start, replace(start.config, channels=(6, 10, 3), strides=(2, 4, 2)))
+    with torch.no_grad():
+        head.offset += 1
+        head.queries[2].weight += 1
+    mean = blended(head, start, 0.25)
+    torch.testing.assert_close(mean.offset, start.offset + 0.75)
+    torch.testing.assert_close(mean.queries[2].weight, torch.full_like(mean.queries[2].weight, 0.75))  # was not there
+    torch.testing.assert_close(mean.judge[0].weight, start.judge[0].weight)
 
 
 def test_a_resumed_run_gives_the_same_bits(bank_folder: Path, tmp_path: Path) -> None:

@@ -54,6 +54,10 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--from", dest="start", type=Path, metavar="DIR", help="folder with heads to go on from")
     parser.add_argument(
+        "--keep", type=float, default=0.0, metavar="SHARE",
+        help="what is kept is a mean of weights, in which the head of --from weighs this much: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
         "--examples", type=int, default=400, metavar="N", help="repainted regions for the residual head: %(default)s"
     )
     parser.add_argument(
@@ -111,15 +115,18 @@ def run_fit(args: argparse.Namespace) -> int:
     from functools import partial
 
     from diffugts.backbone.weights import AUTOENCODER, UNET, load_backbone, model_folder, read_info, write_record
+    from diffugts.errors import InputError
     from diffugts.heads import HEADS, Settings, held_out_folder, load_heads, save_heads
     from diffugts.text import default_encoder
     from diffugts.training.bank import Bank, Item
     from diffugts.training.features import FeatureCache
-    from diffugts.training.fit import PROMPT_OF, admitted, train_heads
+    from diffugts.training.fit import PROMPT_OF, admitted, blended, train_heads
     from diffugts.training.loop import RunOptions
     from diffugts.training.residual import train_residual_head
     from diffugts.training.workers import Workers
 
+    if not 0 <= args.keep < 1 or (args.keep and not args.start):
+        raise InputError(f"--keep takes a share from 0 up to 1 of the head of --from, not {args.keep}")
     workers = Workers.join()
     folder, encoder = model_folder(args.model), default_encoder()
     model = load_backbone(folder).to(_device(args, workers))
@@ -153,6 +160,8 @@ def run_fit(args: argparse.Namespace) -> int:
     workers.wait()
     if workers.rank:  # one process is enough for what is left
         return 0
+    if start is not None and args.keep:
+        head = blended(head, start, args.keep).eval()
     model.cpu()
     residual = train_residual_head(
         model, head, encoder, Bank(root, partial(shown, foreign=False)), args.output / "residual", args.examples,

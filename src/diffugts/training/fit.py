@@ -239,6 +239,17 @@ def continued(start: AttentionHead, config: AttentionConfig) -> AttentionHead:
     return head
 
 
+def blended(head: AttentionHead, start: AttentionHead, share: float) -> AttentionHead:
+    """The mean of a head's weights and of those that it went on from, which weigh ``share``.
+
+    After Wortsman et al., "Model soups", 2022.
+    """
+    before = continued(start, head.config).state_dict()
+    mean = AttentionHead(head.config)
+    mean.load_state_dict({key: value.cpu().lerp(before[key], share) for key, value in head.state_dict().items()})
+    return mean
+
+
 def _fit_statistics(head: AttentionHead, model: LatentDiffusion, bank: Bank, options: RunOptions) -> None:
     """Mean and deviation of each feature channel over random patches, kept as fixed buffers."""
     rng = np.random.default_rng(options.seed)
