@@ -240,13 +240,13 @@ def continued(start: AttentionHead, config: AttentionConfig) -> AttentionHead:
 
 
 def blended(head: AttentionHead, start: AttentionHead, share: float) -> AttentionHead:
-    """The mean of a head's weights and of those that it went on from, which weigh ``share``.
+    """The mean of a head's weights and of those that it went on from, which weigh ``share``; both on the CPU.
 
     After Wortsman et al., "Model soups", 2022.
     """
     before = continued(start, head.config).state_dict()
     mean = AttentionHead(head.config)
-    mean.load_state_dict({key: value.cpu().lerp(before[key], share) for key, value in head.state_dict().items()})
+    mean.load_state_dict({key: value.lerp(before[key], share) for key, value in head.state_dict().items()})
     return mean
 
 
