@@ -152,7 +152,7 @@ def collect(segmenter: Segmenter, name: str, volume: Volume, modality: str, prom
     case: Case = segmenter.encode(volume, modality=modality)
     parsed = parse_all([prompt])
     attention = case.attention(parsed)
-    attended = case.attended(attention)
+    attended = case.attended(attention, parsed[0])
     score, kept = float(attention.score[0]), case.placement.forward(truth, "mask")
     print(
         f"{name} | {prompt} | score {score:.2f} | peak {attended.max():.2f} | {kept.sum() * 8 / 1000:.0f} ml",

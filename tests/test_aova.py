@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffugts.aova import Attention, AttentionConfig, AttentionHead, attend, both_scales, cross_attention, sum_stages
+from diffugts.aova import Attention, AttentionConfig, AttentionHead, attend, cross_attention, mean_of_looks, sum_stages
 
 
 @pytest.fixture
@@ -126,8 +126,8 @@ def test_a_large_scan_is_covered_and_its_highest_window_counts(head: AttentionHe
     assert (scan.score >= corner.score[0] - 1e-6).all()
 
 
-def test_two_looks_meet_at_the_same_place() -> None:
-    """A ramp along the second axis, in mm from the common corner, is the same ramp on both grids."""
+def test_all_looks_meet_at_the_same_place() -> None:
+    """A ramp along the second axis, in mm from the common corner, is the same ramp on every grid."""
     small, large = (2.0, 2.0, 2.0), (2.5, 3.0, 4.0)
 
     def ramp(shape: tuple[int, int, int], step: float, sign: float) -> Attention:
@@ -135,9 +135,13 @@ def test_two_looks_meet_at_the_same_place() -> None:
         return Attention(line[None, None, :, None].expand(1, *shape), torch.zeros(1, 3), torch.tensor([sign]))
 
     fine, wide = ramp((12, 12, 12), small[1], 1.0), ramp((10, 8, 6), large[1], 1.0)
-    both = both_scales(fine, wide, [a / b for a, b in zip(small, large, strict=True)])
+    ratios = [a / b for a, b in zip(small, large, strict=True)]
+    both = mean_of_looks(fine, [wide], [ratios])
     inside = slice(1, 11)  # outside, the wide grid's border repeats
     assert torch.allclose(both.logits[..., inside, :], fine.logits[..., inside, :], atol=1e-4)
-    opposite = both_scales(fine, ramp((10, 8, 6), large[1], -1.0), [2 / 2.5, 2 / 3, 2 / 4])
+    opposite = mean_of_looks(fine, [ramp((10, 8, 6), large[1], -1.0)], [ratios])
     assert opposite.logits[..., inside, :].abs().max() < 1e-4
     assert opposite.score_logits.item() == 0
+    three = mean_of_looks(fine, [wide, ramp((10, 8, 6), large[1], -1.0)], [ratios, ratios])
+    assert torch.allclose(three.logits[..., inside, :], fine.logits[..., inside, :] / 3, atol=1e-4)
+    assert mean_of_looks(fine, [], []) is fine

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffugts.anatomy import Organs, Search
 from diffugts.case import Case, upsampled
 from diffugts.errors import InputError, WeightsError
 from diffugts.heads import Settings
@@ -84,8 +85,26 @@ def test_organ_that_the_head_never_saw_is_asked_as_any_tumour_and_says_so(case: 
     assert not np.allclose(lung.attention, generic.attention, atol=1e-4)
     assert (generic.warnings, lung.warnings) == ((), ())
     assert "saw no tumour of the prostate" in prostate.warnings[0]
+    assert "in the whole scan; tumours of other organs count too" in prostate.warnings[0]
     unknown = with_settings(case, EAGER).segment(["tumor", "prostate tumor"])  # what this head saw is not recorded
     assert not np.allclose(unknown["prostate tumor"].attention, unknown["tumor"].attention, atol=1e-4)
+
+
+def test_organ_that_the_head_never_saw_is_looked_for_where_it_lies(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    knows = replace(case, segmenter=replace(case.segmenter, settings=EAGER, seen=frozenset({"lung"})))
+    region = np.zeros(knows.organs.image.shape, bool)
+    region[: len(region) // 2] = True
+    asked: list[str | None] = []
+    monkeypatch.setattr(Organs, "search", lambda self, organ: asked.append(organ) or Search(region))
+    unseen, seen = parse_all(["liver tumor", "lung tumor"])
+    attention = knows.attention([unseen, seen])
+    within, everywhere = (
+        knows.attended(attention, p, i)[knows.placement.scanned] for i, p in enumerate((unseen, seen))
+    )
+    assert within[~region].max() == 0 < within[region].min()
+    assert everywhere[~region].min() > 0
+    assert set(asked) == {"liver"}
+    assert "in the liver that was found in it" in knows.segment("liver tumor")["liver tumor"].warnings[0]
 
 
 def test_second_prompt_does_not_encode_again(
@@ -160,7 +179,8 @@ def test_parts_that_attention_still_sees_once_painted_healthy_are_dropped() -> N
 
 
 def test_padding_is_never_suspicious(case: Case) -> None:
-    attended = case.attended(case.attention(parse_all(["tumor"])))
+    prompts = parse_all(["tumor"])
+    attended = case.attended(case.attention(prompts), prompts[0])
     assert attended.shape == case.placement.grid.shape
     padding = np.ones(attended.shape, bool)
     padding[case.placement.scanned] = False
@@ -178,7 +198,7 @@ def test_second_look_keeps_only_what_the_repainting_took_away(case: Case) -> Non
     image = torch.rand(40, 32, 24)
     logits = case.second_look(parse_all(["tumor"])[0])(image)  # type: ignore[misc]
     assert logits.shape == image.shape
-    whole = replace(case, wide=None, encoding=case.segmenter.backbone.encode(image[None, None], case.conditions))
+    whole = replace(case, wide=(), encoding=case.segmenter.backbone.encode(image[None, None], case.conditions))
     again = upsampled(whole.attention(parse_all(["tumor"])).logits[0], image.shape)
     np.testing.assert_allclose(logits.numpy(), again, atol=1e-4)
 
@@ -237,14 +257,13 @@ def test_shared_cases_come_back_on_their_grid(segmenter: Segmenter, shared) -> N
     assert answer.mask.shape == nib.load(path).shape
 
 
-def test_a_second_look_on_larger_voxels_changes_attention_and_nothing_of_the_grid(
+def test_looks_on_larger_voxels_change_attention_and_nothing_of_the_grid(
     segmenter: Segmenter, scan: np.ndarray, case: Case
 ) -> None:
-    settings = replace(segmenter.settings, wide=1.5)
+    settings = replace(segmenter.settings, wide=(1.5, 2.25))
     looked = replace(segmenter, settings=settings).encode(scan, affine=AFFINE, modality="ct")
-    assert case.wide is None
-    assert looked.wide is not None
-    assert looked.wide.placement.spacing[0] == pytest.approx(3.0, rel=0.15)
+    assert case.wide == ()
+    assert [view.placement.spacing[0] for view in looked.wide] == pytest.approx([3.0, 4.5], rel=0.15)
     prompt = parse_all(["liver tumor"])
     first, second = case.attention(prompt), looked.attention(prompt)
     assert first.logits.shape == second.logits.shape

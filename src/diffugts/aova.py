@@ -274,23 +274,30 @@ def attend(
     return Attention((total / weight)[0], pooled[best, pairs], scores[best, pairs])
 
 
-def both_scales(fine: Attention, wide: Attention, ratios: Sequence[float]) -> Attention:
-    """The mean of what one scan's attention says on small and on large voxels, on the small ones' grid.
+def mean_of_looks(fine: Attention, wide: Sequence[Attention], ratios: Sequence[Sequence[float]]) -> Attention:
+    """The mean of what one scan's attention says on small and on larger voxels, on the small ones' grid.
 
-    Both grids start at the same corner of the scan. Ours; the larger voxels bring the context that a big lesion needs.
+    All grids start at the same corner of the scan. Ours; larger voxels bring the context that a big lesion needs.
 
     Args:
-        ratios: (3,) small voxel over large voxel, per axis.
+        ratios: of each wide look (3,), small voxel over large voxel, per axis.
     """
-    size, sides = fine.logits.shape[1:], wide.logits.shape[1:]
+    if not wide:
+        return fine
+    size = fine.logits.shape[1:]
+    seen = [_seen_at(look.logits, size, ratio) for look, ratio in zip(wide, ratios, strict=True)]
+    pooled, scores = ([getattr(look, name) for look in (fine, *wide)] for name in ("pooled", "score_logits"))
+    return Attention(*(torch.stack(values).mean(0) for values in ([fine.logits, *seen], pooled, scores)))
+
+
+def _seen_at(logits: Tensor, size: Sequence[int], ratios: Sequence[float]) -> Tensor:
+    """Logits (P, ·) of a grid of larger voxels on one of smaller ones, from the same corner."""
     places = [
-        (2 * torch.arange(n, device=fine.logits.device) + 1) * ratio / side - 1
-        for n, side, ratio in zip(size, sides, ratios, strict=True)
+        (2 * torch.arange(n, device=logits.device) + 1) * ratio / side - 1
+        for n, side, ratio in zip(size, logits.shape[1:], ratios, strict=True)
     ]
     grid = torch.stack(torch.meshgrid(*places, indexing="ij")[::-1], -1)  # grid_sample wants x, the last axis, first
-    seen = F.grid_sample(wide.logits[None], grid[None], padding_mode="border", align_corners=False)[0]
-    fields = ((fine.logits, seen), (fine.pooled, wide.pooled), (fine.score_logits, wide.score_logits))
-    return Attention(*((a + b) / 2 for a, b in fields))
+    return F.grid_sample(logits[None], grid[None], padding_mode="border", align_corners=False)[0]
 
 
 def _box(box: Sequence[slice], stride: int) -> tuple[Any, ...]:

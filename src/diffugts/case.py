@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffugts.aova import Attention, AttentionHead, attend, both_scales
+from diffugts.anatomy import Organs, Search, load_locator, locator_file
+from diffugts.aova import Attention, AttentionHead, attend, mean_of_looks
 from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import Encoding
 from diffugts.errors import InputError
@@ -56,7 +57,7 @@ class Case:
         intensity: how its values were mapped to 0..1.
         conditions: what the model is told of it.
         encoding: latent and features.
-        wide: the same on larger voxels, for attention's second look; None where the settings ask for none.
+        wide: the same on larger voxels, for attention's further looks.
         warnings: what is unusual about it, one sentence each.
         clock: seconds by stage.
     """
@@ -69,7 +70,7 @@ class Case:
     encoding: Encoding
     warnings: tuple[str, ...]
     clock: Clock
-    wide: View | None = None
+    wide: tuple[View, ...] = ()
 
     @property
     def modality(self) -> str:
@@ -143,19 +144,34 @@ class Case:
         abnormal, normal = self._vectors(prompts)
         config, head = self.segmenter.backbone.config, self.segmenter.head
         with torch.inference_mode():
-            fine = attend(head, self.encoding.stages, abnormal, normal, config.window, config.multiple)
-            if self.wide is None:
-                return fine
-            wide = attend(head, self.wide.encoding.stages, abnormal, normal, config.window, config.multiple)
-            sizes = zip(self.placement.spacing, self.wide.placement.spacing, strict=True)
-            return both_scales(fine, wide, [small / large for small, large in sizes])
+            looks = [
+                attend(head, encoding.stages, abnormal, normal, config.window, config.multiple)
+                for encoding in (self.encoding, *(view.encoding for view in self.wide))
+            ]
+        small = self.placement.spacing
+        ratios = [[mm / large for mm, large in zip(small, view.placement.spacing, strict=True)] for view in self.wide]
+        return mean_of_looks(looks[0], looks[1:], ratios)
 
-    def attended(self, attention: Attention, index: int = 0) -> npt.NDArray[np.float32]:
-        """P_abn of one prompt on the model grid, (D, H, W); 0 in the padding, of which training says nothing."""
+    def attended(self, attention: Attention, prompt: Prompt, index: int = 0) -> npt.NDArray[np.float32]:
+        """P_abn of one prompt on the model grid, (D, H, W).
+
+        0 in the padding, of which training says nothing, and outside an organ whose tumours the head never saw: to
+        the head its name means nothing, so the locator tells where to look.
+        """
         whole = upsampled(attention.probability[index], self.placement.grid.shape)
-        inside = np.zeros_like(whole)
-        inside[self.placement.scanned] = whole[self.placement.scanned]
+        scanned, inside, search = self.placement.scanned, np.zeros_like(whole), self.search(prompt)
+        inside[scanned] = whole[scanned] if search is None else search.of(whole[scanned])
         return inside
+
+    def search(self, prompt: Prompt) -> Search | None:
+        """Where a prompt is searched for, on the scanned part of the model grid; None for all of it."""
+        return None if self.segmenter.asked(prompt) is prompt else self.organs.search(prompt.anatomy)
+
+    @cached_property
+    def organs(self) -> Organs:
+        """What the locator finds in this scan."""
+        image = self.intensity.forward(self.placement.forward(self.volume.array))[self.placement.scanned]
+        return Organs.find(load_locator(locator_file(self.segmenter.folder)), image, self.placement.spacing)
 
     def second_look(self, prompt: Prompt) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """Attention's logits on any image (D, H, W) in 0..1 of the model grid; None where no head was fitted."""
@@ -223,7 +239,7 @@ class Case:
         seeds: int, sampling: Sampling, labels: npt.NDArray[np.uint8] | None, progress: Progress | None,
     ) -> PromptResult:  # fmt: skip
         settings, backbone = self.segmenter.settings, self.segmenter.backbone
-        attended = self.attended(attention, index)
+        attended = self.attended(attention, prompt, index)
         score = float(attention.score[index])
         suspicious = settings.suspicious(attended, score, self.placement.spacing)
         candidate = settings.dilated(suspicious, self.placement.spacing) if given is None else given
@@ -269,9 +285,11 @@ class Case:
             return (f"The prompt {prompt.text!r} says that nothing is there, so nothing was segmented.",)
         asked = self.segmenter.asked(prompt)
         if asked is not prompt and not given:
+            searched = "the whole scan; tumours of other organs count too"
+            where = searched if self.search(prompt) is None else f"the {prompt.anatomy} that was found in it"
             return (
                 f"The model saw no tumour of the {prompt.anatomy} in training, so {prompt.text!r} was asked as "
-                f"{asked.text!r}; tumours of other organs count too.",
+                f"{asked.text!r} in {where}.",
             )
         return ()
 

@@ -38,7 +38,7 @@ class Settings:
             healthy; parts that fail are dropped. 0 does not ask.
         fall_ml: suspicious parts larger than this are not asked.
         fusion: how residuals become a mask in the plain form.
-        wide: attention also looks at voxels this many times as large, and the two are averaged; 1 is one look.
+        wide: attention also looks at voxels that are these many times as large, and all its looks are averaged.
         odds: how likelihoods become a mask in the likelihood form.
         form: which form of the refinement gives the mask; "learned" needs a residual head, else it is "plain".
         region_form: the same where the candidate came from the user.
@@ -52,7 +52,7 @@ class Settings:
     min_lesion_ml: float = 0.0
     fall: float = 0.0
     fall_ml: float = 50.0
-    wide: float = 1.0
+    wide: tuple[float, ...] = ()
     fusion: Fusion = field(default_factory=Fusion)
     odds: Odds = field(default_factory=Odds)
     form: Form = "plain"
@@ -61,7 +61,8 @@ class Settings:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Settings:
         """The settings that ``dataclasses.asdict`` described."""
-        return cls(**{**data, "fusion": Fusion(**data.get("fusion", {})), "odds": Odds(**data.get("odds", {}))})
+        parts = {"fusion": Fusion(**data.get("fusion", {})), "odds": Odds(**data.get("odds", {}))}
+        return cls(**{**data, **parts, "wide": tuple(data.get("wide", ()))})
 
     def cut(self, attended: npt.NDArray[np.float32]) -> float:
         """The probability above which a voxel of this scan is suspicious."""

@@ -133,7 +133,7 @@ class Segmenter:
         report = progress and partial(progress, "encode")
         look = partial(self._look, volume, intensity, crop, found, body, clock, report)
         near = look(config.spacing_mm)
-        wide = look(config.spacing_mm * self.settings.wide) if self._looks > 1 else None
+        wide = tuple(look(config.spacing_mm * times) for times in self._wide)
         said = (*warnings, *intensity.warnings)
         return Case(self, volume, near.placement, intensity, near.conditions, near.encoding, said, clock, wide)
 
@@ -146,10 +146,14 @@ class Segmenter:
         return parse(ANY_TUMOR) if unseen else prompt
 
     @property
+    def _wide(self) -> tuple[float, ...]:
+        """Larger voxels that attention looks at as well, as multiples of the model's."""
+        return () if self.head is None else self.settings.wide
+
+    @property
     def _looks(self) -> float:
         """Voxels that are encoded in all, as a share of those on the model grid."""
-        wide = self.settings.wide
-        return 1 + wide**-3 if self.head is not None and wide > 1 else 1.0
+        return 1 + sum(times**-3 for times in self._wide)
 
     def _look(
         self, volume: Volume, intensity: IntensityMap, crop: Box, modality: str, body: str | None, clock: Clock,

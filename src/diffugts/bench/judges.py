@@ -90,13 +90,14 @@ class Judges:
 
     def _hashes(self, held_out: str | None) -> dict[str, str]:
         """sha256 of every file that decides what this head answers."""
+        from diffugts.anatomy import LOCATOR, locator_file
         from diffugts.backbone.weights import sha256_of
         from diffugts.heads import heads_folder
 
         heads = heads_folder(self.folder, held_out)
         files = {path.name: path for folder in (self.folder, heads) for path in sorted(folder.glob("*.safetensors"))}
         files |= {name: self.folder / name for name in ("config.json", "weights.json")}
-        files["heads.json"] = heads / "heads.json"
+        files |= {"heads.json": heads / "heads.json", LOCATOR: locator_file(self.folder)}
         return {name: sha256_of(path) for name, path in sorted(files.items()) if path.is_file()}
 
     def rival_path(self, anatomy: str) -> Path | None:

@@ -106,7 +106,7 @@ class Subject:
         if self.encoded.segmenter.head is None:
             raise InputError("the model has no attention heads; fit them with `diffugts fit`.")
         found = self.encoded.attention([self.prompt])
-        return self.encoded.attended(found), float(found.score[0])
+        return self.encoded.attended(found, self.prompt), float(found.score[0])
 
     @cached_property
     def suspicious(self) -> Mask:

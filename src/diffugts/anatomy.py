@@ -1,0 +1,206 @@
+"""Where the organ that a prompt names lies, and what in it has another tone. Ours; the paper has nothing like it.
+
+To a head that never saw tumours of an organ, the organ's name means nothing: asked for any tumour, it points anywhere
+in the scan. A small network finds the organ on a coarse grid instead. It was trained on healthy synthetic patients
+alone (``training.anatomy``), so no tumour of any organ was ever a target of it. In an organ of one tissue, what differs
+from the scan's own tone of it is suspicious besides, whatever the head says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import UNet
+from scipy import ndimage
+from torch import Tensor, nn
+
+from diffugts.backbone.weights import MODELS, load_strictly, load_tensors
+
+Map = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+Spacing = tuple[float, float, float]
+
+LOCATOR = "locator.safetensors"
+SPACING_MM = 8.0
+MULTIPLE = 8
+REST = 0
+CLASSES = (
+    "lung", "liver", "kidney", "spleen", "pancreas", "stomach", "colon", "bladder", "brain", "bone", "soft tissue",
+)  # fmt: skip
+"""What is told apart; the number of a class is its place here plus one."""
+LEAST_ML = {"lung": 40.0, "liver": 100.0}
+"""Organs that are found well enough to look nowhere else, and the least that is taken for a part of one."""
+EVEN = ("liver",)
+"""Organs of one tissue."""
+CLOSED_MM = 10.0  # gaps in an organ of one tissue that are up to twice as wide are part of it
+DEPTH_MM = 10.0  # under its surface, where vessels enter and neighbours blur, tone tells nothing
+SMOOTH_MM = 3.0
+LEAST_SPREAD = 0.003  # of 0..1: no tone is more even than this
+USUAL = 2.0  # nats of z²/2 up to which a tone is the organ's own
+SURE = 4.0  # nats: most that tone says, for or against
+WIDTHS = (16, 32, 64, 96)
+NARROW = (0.42, 0.62)  # of 0..1: -160 to 240 HU
+
+
+class Locator(nn.Module):
+    """(N, 2, D, H, W) coarse scan, its whole and its narrow range → (N, 1 + organs, D, H, W) logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        steps = (2,) * (len(WIDTHS) - 1)
+        norm = ("group", {"num_groups": 4})
+        self.network = UNet(3, 2, 1 + len(CLASSES), WIDTHS, steps, num_res_units=2, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sides must be multiples of ``MULTIPLE``."""
+        logits: Tensor = self.network(x)
+        return logits
+
+
+def channels(image: Tensor) -> Tensor:
+    """What the locator reads of an image (D, H, W) in 0..1: (2, D, H, W)."""
+    low, high = NARROW
+    return torch.stack([image, ((image - low) / (high - low)).clamp(0, 1)])
+
+
+@torch.inference_mode()
+def shares(locator: Locator, image: Map) -> Map:
+    """Probability of the rest and of each organ, (1 + organs, D, H, W), in an image (D, H, W) at ``SPACING_MM``."""
+    pad = [(0, -side % MULTIPLE) for side in image.shape]
+    x = channels(torch.from_numpy(np.pad(image, pad, mode="edge")))[None]
+    d, h, w = image.shape
+    found: Map = torch.softmax(locator(x), 1)[0, :, :d, :h, :w].numpy()
+    return found
+
+
+def locator_file(model: Path) -> Path:
+    """The locator of a model folder; that of `compact` for models without their own."""
+    own = model / LOCATOR
+    return own if own.is_file() else MODELS / "compact" / LOCATOR
+
+
+@cache
+def load_locator(path: Path) -> Locator:
+    """A locator, frozen, on the CPU.
+
+    Raises:
+        WeightsError: missing or damaged.
+    """
+    locator = Locator()
+    load_strictly(locator, load_tensors(path), path.name)
+    return locator.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Where an organ's tumours are looked for: (D, H, W) region, and what tone says there, in nats (None: nothing)."""
+
+    region: Mask
+    odds: Map | None = None
+
+    def of(self, attended: Map) -> Map:
+        """P_abn (D, H, W) with tone's odds in the region, 0 outside."""
+        if self.odds is None:
+            return np.where(self.region, attended, 0).astype(np.float32)
+        p = np.clip(attended, 1e-4, 1 - 1e-4)
+        logits = np.log(p / (1 - p)) + self.odds
+        return np.where(self.region, 1 / (1 + np.exp(-logits)), 0).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Organs:
+    """What the locator finds in one scan.
+
+    Attributes:
+        classes: (d, h, w) uint8 likeliest class on the coarse grid. coarse: spacing of that grid, mm.
+        image: (D, H, W) the scan in 0..1, RAS axes. spacing: of its voxels, mm.
+    """
+
+    classes: npt.NDArray[np.uint8]
+    coarse: Spacing
+    image: Map
+    spacing: Spacing
+    _searches: dict[str, Search | None] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def find(cls, locator: Locator, image: Map, spacing: Spacing) -> Organs:
+        """Look for all organs in a scan.
+
+        Args:
+            image: (D, H, W) in 0..1, RAS axes, without padding. spacing: its voxels, mm.
+        """
+        a, b, c = (max(1, round(side * mm / SPACING_MM)) for side, mm in zip(image.shape, spacing, strict=True))
+        small = F.adaptive_avg_pool3d(torch.from_numpy(image)[None, None].float(), (a, b, c))[0, 0].clamp(0, 1)
+        classes = shares(locator, small.numpy()).argmax(0).astype(np.uint8)
+        i, j, k = (mm * side / n for mm, side, n in zip(spacing, image.shape, (a, b, c), strict=True))
+        return cls(classes, (i, j, k), image, spacing)
+
+    def search(self, organ: str | None) -> Search | None:
+        """Where to look for an organ's tumours; None where it is not found, or is none that is found well."""
+        if organ not in LEAST_ML:
+            return None
+        if organ not in self._searches:
+            parts = self._parts(organ)
+            self._searches[organ] = None if not parts else self._even(parts) if organ in EVEN else self._hull(parts)
+        return self._searches[organ]
+
+    def _parts(self, organ: str) -> list[Mask]:
+        """The organ's connected parts on the coarse grid, largest first; in an organ of one tissue only that one."""
+        labels, count = ndimage.label(self.classes == 1 + CLASSES.index(organ))
+        ml = np.bincount(labels.ravel(), minlength=count + 1)[1:] * math.prod(self.coarse) / 1000
+        found = [labels == 1 + number for number in np.argsort(-ml) if ml[number] >= LEAST_ML[organ]]
+        return found[:1] if organ in EVEN else found
+
+    def _hull(self, parts: Sequence[Mask]) -> Search:
+        """What is inside each part's convex outline in two of the three planes at least.
+
+        A tumour may look like anything but its organ, and the locator then takes it for something else.
+        """
+        hull = np.zeros(self.classes.shape, np.bool_)
+        for part in parts:
+            hull |= sum(_outlined(part, axis) for axis in range(3)) >= 2
+        return Search(self._finer(hull))
+
+    def _even(self, parts: Sequence[Mask]) -> Search | None:
+        """What is deep in the organ, and how far its tone is from the organ's."""
+        whole = self._finer(parts[0])
+        near = ndimage.distance_transform_edt(~whole, sampling=self.spacing) < CLOSED_MM
+        beyond = np.pad(near, 1, mode="edge")  # where the scan ends the organ goes on
+        whole |= (ndimage.distance_transform_edt(beyond, sampling=self.spacing) > CLOSED_MM)[1:-1, 1:-1, 1:-1]
+        deep: Mask = ndimage.distance_transform_edt(whole, sampling=self.spacing) > DEPTH_MM
+        if not deep.any():
+            return None
+        sigma = [SMOOTH_MM / mm for mm in self.spacing]
+        weight = ndimage.gaussian_filter(whole.astype(np.float32), sigma)
+        tone = ndimage.gaussian_filter(np.where(whole, self.image, 0).astype(np.float32), sigma)
+        tone = np.divide(tone, weight, out=np.zeros_like(tone), where=deep)
+        middle = np.median(tone[deep])
+        spread = max(1.4826 * float(np.median(np.abs(tone[deep] - middle))), LEAST_SPREAD)
+        odds = np.where(deep, np.clip(0.5 * ((tone - middle) / spread) ** 2 - USUAL, -SURE, SURE), -SURE)
+        return Search(deep, ndimage.grey_opening(odds, size=(3, 3, 3)).astype(np.float32))  # vessels are thin
+
+    def _finer(self, mask: Mask) -> Mask:
+        """A coarse mask on the scan's own grid."""
+        size = (self.image.shape[0], self.image.shape[1], self.image.shape[2])
+        fine = F.interpolate(torch.from_numpy(mask[None, None].astype(np.float32)), size=size, mode="trilinear")
+        found: Mask = fine[0, 0].numpy() > 0.5
+        return found
+
+
+def _outlined(part: Mask, axis: int) -> npt.NDArray[np.uint8]:
+    """1 inside the convex outline of each slice across an axis."""
+    from skimage.morphology import convex_hull_image
+
+    outlined = np.zeros(part.shape, np.uint8)
+    planes, drawn = np.moveaxis(part, axis, 0), np.moveaxis(outlined, axis, 0)
+    for index in np.flatnonzero(planes.sum((1, 2)) > 2):
+        drawn[index] = convex_hull_image(planes[index])
+    return outlined
