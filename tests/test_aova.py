@@ -144,4 +144,8 @@ def test_all_looks_meet_at_the_same_place() -> None:
     assert opposite.score_logits.item() == 0
     three = mean_of_looks(fine, [wide, ramp((10, 8, 6), large[1], -1.0)], [ratios, ratios])
     assert torch.allclose(three.logits[..., inside, :], fine.logits[..., inside, :] / 3, atol=1e-4)
+    doubled = ramp((6, 6, 6), 4.0, -1.0)  # voxels twice as large weigh twice as much to the power of 1
+    weighed = mean_of_looks(fine, [doubled], [[0.5] * 3], coarse=1.0)
+    assert torch.allclose(weighed.logits[..., inside, :], -fine.logits[..., inside, :] / 3, atol=1e-4)
+    assert weighed.score_logits.item() == pytest.approx(-1 / 3)
     assert mean_of_looks(fine, [], []) is fine

@@ -10,6 +10,7 @@ Only this is trained; the features come from a frozen backbone and the vectors f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -274,20 +275,26 @@ def attend(
     return Attention((total / weight)[0], pooled[best, pairs], scores[best, pairs])
 
 
-def mean_of_looks(fine: Attention, wide: Sequence[Attention], ratios: Sequence[Sequence[float]]) -> Attention:
+def mean_of_looks(
+    fine: Attention, wide: Sequence[Attention], ratios: Sequence[Sequence[float]], coarse: float = 0.0
+) -> Attention:
     """The mean of what one scan's attention says on small and on larger voxels, on the small ones' grid.
 
     All grids start at the same corner of the scan. Ours; larger voxels bring the context that a big lesion needs.
 
     Args:
         ratios: of each wide look (3,), small voxel over large voxel, per axis.
+        coarse: each look weighs as its voxels' side to this power.
     """
     if not wide:
         return fine
     size = fine.logits.shape[1:]
     seen = [_seen_at(look.logits, size, ratio) for look, ratio in zip(wide, ratios, strict=True)]
     pooled, scores = ([getattr(look, name) for look in (fine, *wide)] for name in ("pooled", "score_logits"))
-    return Attention(*(torch.stack(values).mean(0) for values in ([fine.logits, *seen], pooled, scores)))
+    sides = torch.tensor([1.0, *(math.prod(ratio) ** (-1 / 3) for ratio in ratios)], device=fine.logits.device)
+    weights = sides**coarse / (sides**coarse).sum()
+    fields = ([fine.logits, *seen], pooled, scores)
+    return Attention(*(torch.tensordot(weights, torch.stack(values), 1) for values in fields))
 
 
 def _seen_at(logits: Tensor, size: Sequence[int], ratios: Sequence[float]) -> Tensor:

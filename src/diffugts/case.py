@@ -150,7 +150,7 @@ class Case:
             ]
         small = self.placement.spacing
         ratios = [[mm / large for mm, large in zip(small, view.placement.spacing, strict=True)] for view in self.wide]
-        return mean_of_looks(looks[0], looks[1:], ratios)
+        return mean_of_looks(looks[0], looks[1:], ratios, self.segmenter.settings.coarse)
 
     def attended(self, attention: Attention, prompt: Prompt, index: int = 0) -> npt.NDArray[np.float32]:
         """P_abn of one prompt on the model grid, (D, H, W).

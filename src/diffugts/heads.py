@@ -39,6 +39,7 @@ class Settings:
         fall_ml: suspicious parts larger than this are not asked.
         fusion: how residuals become a mask in the plain form.
         wide: attention also looks at voxels that are these many times as large, and all its looks are averaged.
+        coarse: each look weighs as its voxels' side to this power; 0 makes all alike.
         odds: how likelihoods become a mask in the likelihood form.
         form: which form of the refinement gives the mask; "learned" needs a residual head, else it is "plain".
         region_form: the same where the candidate came from the user.
@@ -53,6 +54,7 @@ class Settings:
     fall: float = 0.0
     fall_ml: float = 50.0
     wide: tuple[float, ...] = ()
+    coarse: float = 0.0
     fusion: Fusion = field(default_factory=Fusion)
     odds: Odds = field(default_factory=Odds)
     form: Form = "plain"
