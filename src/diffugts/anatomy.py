@@ -159,7 +159,7 @@ class Organs:
         found = [labels == 1 + number for number in np.argsort(-ml) if ml[number] >= LEAST_ML[organ]]
         return found[:1] if organ in EVEN else found
 
-    def _hull(self, parts: Sequence[Mask]) -> Search:
+    def _hull(self, parts: Sequence[Mask]) -> Search | None:
         """What is inside each part's convex outline in two of the three planes at least.
 
         A tumour may look like anything but its organ, and the locator then takes it for something else.
@@ -167,10 +167,14 @@ class Organs:
         hull = np.zeros(self.classes.shape, np.bool_)
         for part in parts:
             hull |= sum(_outlined(part, axis) for axis in range(3)) >= 2
-        return Search(self._finer(hull))
+        region = self._finer(hull)
+        return Search(region) if region.any() else None
 
     def _even(self, parts: Sequence[Mask]) -> Search | None:
-        """What is deep in the organ, and how far its tone is from the organ's."""
+        """What is deep in the organ, and how far its tone is from the organ's; None where nothing is deep.
+
+        The organ's tone is the median, as wide as the median deviation says.
+        """
         whole = self._finer(parts[0])
         near = ndimage.distance_transform_edt(~whole, sampling=self.spacing) < CLOSED_MM
         beyond = np.pad(near, 1, mode="edge")  # where the scan ends the organ goes on

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +25,11 @@ from torch import Tensor, nn
 from diffugts.anatomy import CLASSES, LOCATOR, MULTIPLE, REST, SPACING_MM, Locator, channels, shares
 from diffugts.backbone.weights import save_tensors
 from diffugts.intensity import IntensityMap
+from diffugts.io import atomic_path
 from diffugts.synth import sample_patient
 from diffugts.synth.field import rotation
 from diffugts.synth.labels import ORGANS, values
+from diffugts.training.loop import log_row
 
 FIRST_SEED = 500_000
 FINE_MM = SPACING_MM / 2  # what is rendered; the model's voxels are means of eight
@@ -50,9 +53,8 @@ class Picture:
     modality: str
 
 
-def make_pictures(root: Path, count: int, part: int = 0, parts: int = 1) -> list[Path]:
-    """Render ``count`` healthy patients whole, each process its part, going on where an earlier call stopped."""
-    root.mkdir(parents=True, exist_ok=True)
+def make_pictures(root: Path, count: int) -> list[Path]:
+    """Render ``count`` healthy patients whole, going on where an earlier call stopped."""
     kinds = [(kind, modality) for kind, modality, share in PLAN for _ in range(max(1, round(share * 100)))]
     np.random.default_rng(0).shuffle(kinds)
     paths = []
@@ -60,11 +62,10 @@ def make_pictures(root: Path, count: int, part: int = 0, parts: int = 1) -> list
         kind, modality = kinds[number % len(kinds)]
         path = root / f"{number:05d}_{kind}_{modality}.npz"
         paths.append(path)
-        if number % parts == part and not path.exists():
+        if not path.exists():
             made = picture(FIRST_SEED + number, kind, modality)
-            temporary = path.with_suffix(".tmp.npz")
-            np.savez_compressed(temporary, image=made.image, classes=made.classes)
-            temporary.replace(path)
+            with atomic_path(path) as temporary:
+                np.savez_compressed(temporary, image=made.image, classes=made.classes)
     return paths
 
 
@@ -161,13 +162,11 @@ def train_locator(paths: Sequence[Path], steps: int, seed: int, out: Path, rate:
         step += 1
         losses.append(loss.item())
         if step % SAVE_EVERY == 0 or step == steps:
-            with open(out / "curve.csv", "a", encoding="utf-8") as curve:
-                curve.write(f"{step},{np.mean(losses):.4f}\n")
+            log_row(out / "curve.csv", {"step": step, "loss": float(np.mean(losses))})
             losses.clear()
-            torch.save(
-                {"model": locator.state_dict(), "optimiser": optimiser.state_dict(),
-                 "schedule": schedule.state_dict(), "step": step}, state,
-            )  # fmt: skip
+            parts: dict[str, Any] = {"model": locator, "optimiser": optimiser, "schedule": schedule}
+            with atomic_path(state) as temporary:
+                torch.save({"step": step, **{name: one.state_dict() for name, one in parts.items()}}, temporary)
     return locator.eval().requires_grad_(False)
 
 

@@ -179,7 +179,7 @@ def train(
             rows = torch.tensor([list(row.values()) for row in since], device=device)
             means = dict(zip(since[0], workers.mean(rows.mean(0)).tolist(), strict=True))
             if workers.rank == 0:
-                _log(out / "curve.csv", {"step": step, "seconds": time.monotonic() - began, **means})
+                log_row(out / "curve.csv", {"step": step, "seconds": time.monotonic() - began, **means})
             since.clear()
         if step % options.save_every == 0 or step == options.steps:
             if workers.rank == 0:
@@ -248,7 +248,8 @@ def averaged_state(path: Path) -> dict[str, dict[str, Tensor]]:
     return modules
 
 
-def _log(path: Path, row: dict[str, float]) -> None:
+def log_row(path: Path, row: dict[str, float]) -> None:
+    """Add a row to a curve (CSV), under a header where the file is new."""
     new = not path.exists()
     with open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(row))
