@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffugts.training.bank import KNOWN, TUMOUR, UNKNOWN, Bank, Item, Patch, write_item
+from diffugts.training.bank import INDEX, KNOWN, TUMOUR, UNKNOWN, Bank, Item, Patch, augment, write_item
 from diffugts.training.fit import HOME_WEIGHT, admitted, alteration, questions
-from diffugts.training.foreign import LEAST_VOXELS, with_foreign
+from diffugts.training.foreign import LEAST_VOXELS, home_of, with_foreign
 from diffugts.training.loop import RunOptions
 
 SIDE = 32
@@ -63,7 +63,58 @@ def test_scans_of_an_excluded_organ_count_with_foreign_patches_alone() -> None:
     assert admitted(head, ["brain"]) is None
     with_pieces = admitted(head, ["brain"], foreign=True)
     assert with_pieces is not None
-    assert with_pieces.weight == HOME_WEIGHT * head.weight
+    assert with_pieces.weight == HOME_WEIGHT["head"] * head.weight
+
+
+def chest() -> tuple[Item, np.ndarray, np.ndarray]:
+    """A scan with two lungs, bowel gas and air around the patient, who ends at the scan's upper and lower faces."""
+    item = Item("scan_chest", "ct", "torso", "test", (4.0,) * 3)
+    image = np.zeros((60, 48, 40), np.float32)
+    image[6:54, 6:42] = 0.52
+    lungs = np.zeros(image.shape, bool)
+    lungs[10:26, 12:36, 12:] = lungs[34:50, 12:36, 12:] = True
+    image[lungs] = 0.1
+    image[26:34, 20:26, :8] = 0.0
+    return item, image, lungs
+
+
+def test_lungs_are_known_in_a_whole_ct() -> None:
+    item, image, lungs = chest()
+    found = home_of(item, image, ["brain", "lung"])
+    assert found is not None
+    assert 2 * (found & lungs).sum() / (found.sum() + lungs.sum()) > 0.85
+    assert home_of(item, image, ["liver"]) is None
+    assert home_of(replace(item, name="synthetic_chest"), image, ["lung"]) is None  # a window, cut anywhere
+    assert home_of(item, np.where(lungs, 0.52, image), ["lung"]) is None
+
+
+def test_crops_of_a_healthy_scan_show_the_organ_that_the_head_must_not_know(tmp_path: Path) -> None:
+    item, image, _ = chest()
+    (tmp_path / INDEX).touch()
+    write_item(tmp_path, item, image, np.full(image.shape, KNOWN, np.uint8))
+    bank = Bank(
+        tmp_path,
+        lambda item: admitted(item, ["lung"], foreign=True),
+        lambda item, image: home_of(item, image, ["lung"]),
+    )
+    assert bank.items[0].weight == HOME_WEIGHT["torso"] * item.weight
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        patch = augment(bank.sample(rng, SIDE, on_tumour=1.0, widest=1.5), rng)
+        assert patch.home is not None
+        assert patch.home.any()
+        assert (patch.image[patch.home] < 0.2).mean() > 0.7  # flipped and shrunk with the image
+
+
+def test_pieces_lie_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    home = np.zeros((SIDE,) * 3, bool)
+    home[-12:, -12:, :12] = True
+    patch, hits = replace(patch_of(0.5), home=home), []
+    for share in (1.0, 0.0):
+        monkeypatch.setattr("diffugts.training.foreign.AT_HOME", share)
+        pasted = [with_foreign(patch, lambda: patch_of(0.6), np.random.default_rng(seed)) for seed in range(8)]
+        hits.append(sum(bool((out.flags == TUMOUR)[home].any()) for out in pasted))
+    assert hits[0] == 8 > hits[1]
 
 
 def test_a_patients_own_tumour_of_an_excluded_organ_is_never_named() -> None:
@@ -77,7 +128,7 @@ def test_a_patients_own_tumour_of_an_excluded_organ_is_never_named() -> None:
 
 
 def test_unnamed_lesions_are_unknown_and_scans_without_labels_always_get_a_piece(tmp_path: Path) -> None:
-    (tmp_path / "index.jsonl").touch()
+    (tmp_path / INDEX).touch()
     rng = np.random.default_rng(0)
     flags = np.full((SIDE,) * 3, KNOWN, np.uint8)
     flags[:4] = TUMOUR
@@ -101,7 +152,7 @@ def test_unnamed_lesions_are_unknown_and_scans_without_labels_always_get_a_piece
 
 
 def test_a_tumour_that_must_not_be_seen_is_never_pasted(tmp_path: Path) -> None:
-    (tmp_path / "index.jsonl").touch()
+    (tmp_path / INDEX).touch()
     flags = np.full((SIDE,) * 3, KNOWN, np.uint8)
     flags[: SIDE // 2] = TUMOUR
     tumour = Item("scan_a", "ct", "limb", "test", (2.0,) * 3, ("soft tissue",), labelled=True)

@@ -13,7 +13,7 @@ import torch
 from diffugts.aova import Attention, AttentionConfig, AttentionHead
 from diffugts.errors import InputError
 from diffugts.text import CachedEncoder
-from diffugts.training.bank import KNOWN, TUMOUR, UNKNOWN, Bank, Item, Patch, augment, write_item
+from diffugts.training.bank import INDEX, KNOWN, TUMOUR, UNKNOWN, Bank, Item, Patch, augment, write_item
 from diffugts.training.fit import (
     UNTRUSTED,
     admitted,
@@ -76,7 +76,7 @@ def test_bank_says_what_is_in_it(bank_folder: Path) -> None:
 
 
 def test_crops_aim_at_tumours_and_pad_as_unknown(tmp_path: Path) -> None:
-    (tmp_path / "index.jsonl").touch()
+    (tmp_path / INDEX).touch()
     flags = np.full((40, 40, 10), KNOWN, np.uint8)
     flags[3, 30, 5] = TUMOUR
     write_item(

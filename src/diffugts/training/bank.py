@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 UNKNOWN, KNOWN, TUMOUR = 0, 1, 2
+INDEX = "index.jsonl"
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,18 @@ def write_item(root: Path, item: Item, image: npt.NDArray[np.float32], flags: np
     """Add one item; its line in the index comes last, so that readers never see half an item."""
     np.save(root / f"{item.name}.image.npy", image.astype(np.float16))
     np.save(root / f"{item.name}.flags.npy", flags)
-    with open(root / "index.jsonl", "a", encoding="utf-8") as index:
+    with open(root / INDEX, "a", encoding="utf-8") as index:
         index.write(json.dumps(asdict(item)) + "\n")
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A crop of one item: image (S, S, S) float32 0..1, flags (S, S, S) uint8."""
+    """A crop of one item: image (S, S, S) float32 0..1, flags (S, S, S) uint8, home (S, S, S) bool where known."""
 
     image: npt.NDArray[np.float32]
     flags: npt.NDArray[np.uint8]
     item: Item
+    home: npt.NDArray[np.bool_] | None = None
 
     @property
     def unnamed(self) -> npt.NDArray[np.bool_]:
@@ -77,19 +79,27 @@ class Patch:
         return inside
 
 
+Home = Callable[[Item, npt.NDArray[Any]], npt.NDArray[np.bool_] | None]
+"""Where in an item (its image beside it) an organ of interest lies."""
+
+
 class Bank:
     """Random crops from the items that ``admit`` lets in, as it describes them; None keeps an item out."""
 
-    def __init__(self, root: Path, admit: Callable[[Item], Item | None] = lambda item: item) -> None:
+    def __init__(
+        self, root: Path, admit: Callable[[Item], Item | None] = lambda item: item, home: Home = lambda *_: None
+    ) -> None:
         self.root = root
         self.admit = admit
+        self.home = home
+        self._homes: dict[str, npt.NDArray[np.bool_] | None] = {}
         self.items: list[Item] = []
         self._read_lines = 0
         self.refresh()
 
     def refresh(self) -> None:
         """Pick up items that were added since the last call."""
-        lines = (self.root / "index.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (self.root / INDEX).read_text(encoding="utf-8").splitlines()
         for line in lines[self._read_lines :]:
             data = json.loads(line)
             item = Item(**{**data, "spacing": tuple(data["spacing"]), "lesions": tuple(data["lesions"])})
@@ -108,25 +118,34 @@ class Bank:
     def sample(self, rng: np.random.Generator, size: int, on_tumour: float = 0.0, widest: float = 1.0) -> Patch:
         """One random crop of side ``size``; with probability ``on_tumour`` it holds a tumour voxel if there is one.
 
-        Half of the crops show up to ``widest`` times as much along each axis, on voxels as much larger. Crops that are
-        mostly unknown or mostly empty are drawn again (a few times).
+        Where there is none, it then holds a voxel of the item's ``home`` if that is known. Half of the crops show up to
+        ``widest`` times as much along each axis, on voxels as much larger. Crops that are mostly unknown or mostly
+        empty are drawn again (a few times).
         """
         item = self.items[rng.choice(len(self.items), p=self._probabilities)]
         image, flags = self.arrays(item)
+        if item.name not in self._homes:
+            self._homes[item.name] = self.home(item, image)
+        home = self._homes[item.name]
         aim, side = rng.random() < on_tumour, size
         if widest > 1 and rng.random() < 0.5:
             side = round(rng.uniform(size, max(min(widest * size, max(image.shape)), size)))
         for _ in range(8):
-            box = _random_box(rng, image.shape, side, _tumour_voxel(rng, flags) if aim else None)
+            box = _random_box(rng, image.shape, side, _target(rng, flags, home) if aim else None)
             crop, known = image[box], flags[box]
             if aim or (float((known > 0).mean()) > 0.4 and float((crop > 0.05).mean()) > 0.25):
                 break
-        patch = Patch(_pad(crop.astype(np.float32), side), _pad(known, side), item)
+        seen = None if home is None else _pad(home[box], side)
+        patch = Patch(_pad(crop.astype(np.float32), side), _pad(known, side), item, seen)
         return patch if side == size else _shrunk(patch, size)
 
 
-def _tumour_voxel(rng: np.random.Generator, flags: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64] | None:
+def _target(
+    rng: np.random.Generator, flags: npt.NDArray[np.uint8], home: npt.NDArray[np.bool_] | None
+) -> npt.NDArray[np.int64] | None:
     found = np.flatnonzero(flags >= TUMOUR)
+    if not len(found) and home is not None:
+        found = np.flatnonzero(home)
     return np.array(np.unravel_index(rng.choice(found), flags.shape)) if len(found) else None
 
 
@@ -152,13 +171,14 @@ def _shrunk(patch: Patch, size: int) -> Patch:
     nearest = ((np.arange(size) + 0.5) * side / size).astype(int)
     spacing = tuple(mm * side / size for mm in patch.item.spacing)
     item = replace(patch.item, spacing=(spacing[0], spacing[1], spacing[2]))
-    return Patch(image, patch.flags[np.ix_(nearest, nearest, nearest)], item)
+    grid = np.ix_(nearest, nearest, nearest)
+    return Patch(image, patch.flags[grid], item, None if patch.home is None else patch.home[grid])
 
 
 def _pad(array: npt.NDArray[np.generic], size: int) -> npt.NDArray:  # type: ignore[type-arg]
-    """Grow a short crop to ``size``: replicate the edge of images, mark the flags' growth as unknown."""
+    """Grow a short crop to ``size``: replicate the edge of images, mark the growth of flags and homes as unknown."""
     width = [(0, size - side) for side in array.shape]
-    if array.dtype == np.uint8:
+    if array.dtype in (np.uint8, np.bool_):
         return np.pad(array, width)
     return np.pad(array, width, mode="edge")
 
@@ -166,13 +186,13 @@ def _pad(array: npt.NDArray[np.generic], size: int) -> npt.NDArray:  # type: ign
 def augment(patch: Patch, rng: np.random.Generator) -> Patch:
     """Flips, and for intensities what another scanner might do; the anatomy's left–right is not kept."""
     image: npt.NDArray[np.floating[Any]] = patch.image
-    flags = patch.flags
+    flags, home = patch.flags, patch.home
     if rng.random() < 0.5:
-        image, flags = image[::-1], flags[::-1]
+        image, flags, home = image[::-1], flags[::-1], None if home is None else home[::-1]
     if patch.item.modality == "ct":
         image = image * rng.uniform(0.97, 1.03) + rng.normal(0, 0.006)
     else:
         image = np.clip(image, 0, None) ** rng.uniform(0.75, 1.3) * rng.uniform(0.8, 1.1)
     if rng.random() < 0.5:
         image = image + rng.normal(0, rng.uniform(0, 0.02), image.shape)
-    return Patch(np.clip(image, 0, 1).astype(np.float32), np.ascontiguousarray(flags), patch.item)
+    return Patch(np.clip(image, 0, 1).astype(np.float32), np.ascontiguousarray(flags), patch.item, home)

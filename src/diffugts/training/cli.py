@@ -66,14 +66,18 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--distinct", type=int, default=4000, metavar="N", help="different patches, with --cache: %(default)s"
     )
-    parser.add_argument("--residual-steps", type=int, default=1500, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--residual-steps", type=int, default=1500, metavar="N", help="default: %(default)s; 0 for no residual head"
+    )
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="DIR", help="run folder: states, curves, model"
     )
-    parser.add_argument("--recipe", type=Path, required=True, help="what to train on (JSON; see recipes/)")
+    parser.add_argument(
+        "--recipe", type=Path, help="what to train on (JSON; see recipes/); default: what is in --bank already"
+    )
     parser.add_argument("--data", type=Path, default=Path("."), help="folder that the recipe's patterns start from")
     parser.add_argument("--bank", type=Path, help="folder of prepared volumes; default: DIR/bank")
     parser.add_argument("--seed", type=int, default=0)
@@ -103,7 +107,7 @@ def run_pretrain(args: argparse.Namespace) -> int:
     options = RunOptions(args.flow_steps, args.flow_batch, args.size, 5e-4, **shared)
     model = train_flow(model, healthy, options, args.output / "flow", workers)
     if workers.rank == 0:
-        origin = f"diffugts pretrain, recipe {args.recipe.name}, seed {args.seed}"
+        origin = f"diffugts pretrain, recipe {(args.recipe or bank.root).name}, seed {args.seed}"
         save_model(model.cpu(), args.output / "model", origin)
     workers.wait()
     return 0
@@ -111,6 +115,7 @@ def run_pretrain(args: argparse.Namespace) -> int:
 
 def run_fit(args: argparse.Namespace) -> int:
     """Carry out `diffugts fit`; writes the heads into the model folder ``DIR/model`` (a copy of the backbone's)."""
+    import hashlib
     import shutil
     from functools import partial
 
@@ -118,9 +123,10 @@ def run_fit(args: argparse.Namespace) -> int:
     from diffugts.errors import InputError
     from diffugts.heads import HEADS, Settings, held_out_folder, load_heads, save_heads
     from diffugts.text import default_encoder
-    from diffugts.training.bank import Bank, Item
+    from diffugts.training.bank import INDEX, Bank, Item
     from diffugts.training.features import FeatureCache
     from diffugts.training.fit import PROMPT_OF, admitted, blended, train_heads
+    from diffugts.training.foreign import home_of
     from diffugts.training.loop import RunOptions
     from diffugts.training.residual import train_residual_head
     from diffugts.training.workers import Workers
@@ -139,7 +145,7 @@ def run_fit(args: argparse.Namespace) -> int:
     def shown(item: Item, foreign: bool) -> Item | None:
         return admitted(item, args.exclude, foreign) if item.modality.startswith(modality[:2]) else None
 
-    bank = Bank(root, partial(shown, foreign=args.foreign > 0))
+    bank = Bank(root, partial(shown, foreign=args.foreign > 0), partial(home_of, organs=args.exclude))
     options = RunOptions(
         args.steps, args.batch, args.size, args.learning_rate, warmup=50, ema=0.995, seed=args.seed, on_tumour=0.7,
         widest=WIDEST, distinct=args.distinct if args.cache else 0,
@@ -149,7 +155,8 @@ def run_fit(args: argparse.Namespace) -> int:
     if args.cache:
         hashes = {file.path: file.sha256 for file in info.files if file.path in (AUTOENCODER, UNET)}
         patches = {
-            "recipe": args.recipe.read_text(encoding="utf-8"), "exclude": sorted(args.exclude), "foreign": args.foreign,
+            "bank": hashlib.sha256((root / INDEX).read_bytes()).hexdigest(),  # as patches are drawn from its order
+            "exclude": sorted(args.exclude), "foreign": args.foreign,
         }  # fmt: skip
         shared = {name: getattr(options, name) for name in ("seed", "size", "on_tumour", "widest")}
         cache = FeatureCache(args.cache, {"model": info.name, "weights": hashes, **patches, **shared})
@@ -163,10 +170,12 @@ def run_fit(args: argparse.Namespace) -> int:
     if start is not None and args.keep:
         head = blended(head, start, args.keep).eval()
     model.cpu()
-    residual = train_residual_head(
-        model, head, encoder, Bank(root, partial(shown, foreign=False)), args.output / "residual", args.examples,
-        args.residual_steps, args.seed,
-    )  # fmt: skip
+    residual = None
+    if args.residual_steps:
+        residual = train_residual_head(
+            model, head, encoder, Bank(root, partial(shown, foreign=False)), args.output / "residual", args.examples,
+            args.residual_steps, args.seed,
+        )  # fmt: skip
     out = args.output / "model"
     if folder.resolve() != out.resolve():
         shutil.copytree(folder, out, dirs_exist_ok=True)
@@ -189,10 +198,19 @@ def _device(args: argparse.Namespace, workers: Workers) -> torch.device:
 
 
 def _bank(args: argparse.Namespace, spacing: float, workers: Workers) -> Path:
-    """Build what the recipe asks for and the bank lacks, each process its part."""
+    """Build what the recipe asks for and the bank lacks, each process its part.
+
+    Raises:
+        InputError: neither a recipe nor a bank.
+    """
+    from diffugts.errors import InputError
+    from diffugts.training.bank import INDEX
     from diffugts.training.recipe import build
 
-    root = args.bank or args.output / "bank"
-    build(args.recipe, args.data, root, spacing, workers.rank, workers.count)
+    root: Path = args.bank or args.output / "bank"
+    if args.recipe:
+        build(args.recipe, args.data, root, spacing, workers.rank, workers.count)
+    elif not (root / INDEX).is_file():
+        raise InputError(f"there is no bank at {root}; give a --recipe to build one from")
     workers.wait()
-    return Path(root)
+    return root

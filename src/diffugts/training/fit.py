@@ -50,8 +50,9 @@ NOT_THERE = {  # organs that a graft of unknown organ, by the anatomy of its sca
         "breast",
     },
 }
-HOME = {"brain": "head", "soft tissue": "limb"}  # the anatomy that is all but one organ
-HOME_WEIGHT = 3.0
+HOME = {"brain": "head", "soft tissue": "limb", "lung": "torso"}  # the anatomy whose scans show it
+ALL_BUT_ONE_ORGAN = ("head", "limb")
+HOME_WEIGHT = {"head": 6.0, "limb": 3.0, "torso": 2.0}  # of healthy scans of an excluded organ
 PROMPT_OF = {"adrenal": "adrenal gland"}  # organs of synthetic patients whose prompt has another name
 CONTRASTIVE_TEMPERATURE = 0.07
 USUAL_SIZE = 1000  # of a lesion, in voxels of the attention's grid: what an absent lesion's errors are divided by
@@ -97,8 +98,8 @@ def admitted(item: Item, excluded: Sequence[str] = (), foreign: bool = False) ->
 
     Nor does it learn from scans in which such an organ is all that is there and healthy: with the tumours left out, it
     would only learn that this organ never has one. With foreign patches it learns what does not belong there, so
-    these scans count (more, for there are few), and so do scans whose patients' own tumours are not, or must not be,
-    supervised.
+    these scans count (more, as do all healthy ones that show such an organ), and so do scans whose patients' own
+    tumours are not, or must not be, supervised.
     """
     if "" in item.lesions and not set(excluded) <= NOT_THERE.get(item.anatomy, set()):
         return None
@@ -108,9 +109,11 @@ def admitted(item: Item, excluded: Sequence[str] = (), foreign: bool = False) ->
         if not (foreign and item.as_scanned):
             return None
         item = replace(item, lesions=(), labelled=False, trusted=item.trusted and item.labelled)
-    if not item.lesions and at_home:
-        return replace(item, weight=HOME_WEIGHT * item.weight) if foreign else None
-    return item
+    if item.lesions or not at_home:
+        return item
+    if foreign:
+        return replace(item, weight=HOME_WEIGHT[item.anatomy] * item.weight)
+    return None if item.anatomy in ALL_BUT_ONE_ORGAN else item
 
 
 def alteration(bank: Bank, foreign: float, options: RunOptions) -> Alter:

@@ -7,15 +7,16 @@ head learn what is healthy in an organ whose tumours it must never see.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from diffugts.synth.field import noise, rotation
-from diffugts.training.bank import KNOWN, TUMOUR, Patch
+from diffugts.training.bank import KNOWN, TUMOUR, Item, Patch
 
 Map = npt.NDArray[np.float32]
 
@@ -27,10 +28,33 @@ TRIES = 10
 BODY = {"ct": 0.03, "mr": 0.08}  # of 0..1, blurred; what is darker is air or a stripped skull
 VISIBLE = {"ct": 0.012, "mr": 0.05}  # mean difference, 0..1, below which a piece cannot be told from what was there
 LEAST_VOXELS = 60
+AT_HOME = 0.75  # share of the pieces that lie in the patch's home where it is in sight
+IN_SIGHT = 1000  # voxels
+AERATED = (0.05, 0.25)  # of 0..1, -900 to -500 HU: least mean and most tone of a lung
+LUNG_ML = 100.0
+
+
+def home_of(item: Item, image: npt.NDArray[Any], organs: Sequence[str]) -> npt.NDArray[np.bool_] | None:
+    """(D, H, W) where one of these organs surely lies in a patient's whole scan; None where that is not known.
+
+    Only lungs in CT are: dark, large, and apart from the air around the patient.
+    """
+    if "lung" not in organs or item.modality != "ct" or item.anatomy != "torso" or not item.as_scanned:
+        return None
+    tone = ndimage.uniform_filter(np.asarray(image, np.float32), 3)
+    parts, count = ndimage.label(ndimage.binary_opening(tone < AERATED[1], iterations=2))
+    millilitres = np.bincount(parts.ravel()) * float(np.prod(item.spacing)) / 1000
+    kept = (millilitres > LUNG_ML) & (ndimage.mean(tone, parts, np.arange(count + 1)) > AERATED[0])
+    kept[0] = False
+    for axis in (0, 1):  # around the patient, not above and below
+        kept[np.unique(np.take(parts, (0, -1), axis))] = False
+    return np.asarray(kept[parts]) if kept.any() else None
 
 
 def with_foreign(patch: Patch, donate: Callable[[], Patch], rng: np.random.Generator, own: bool = True) -> Patch:
     """The patch with one foreign piece, flagged as a lesion of no organ; the patch itself if none could be placed.
+
+    Most pieces lie in the patch's home where one is in sight.
 
     Args:
         donate: draws another patch; it is asked again until the modality fits and no lesion is in it that its item
@@ -38,12 +62,13 @@ def with_foreign(patch: Patch, donate: Callable[[], Patch], rng: np.random.Gener
         own: whether the piece may come from the patch itself; not where such a lesion is.
     """
     modality = patch.item.modality[:2]
+    home = patch.home if patch.home is not None and patch.home.sum() > IN_SIGHT and rng.random() < AT_HOME else None
     for _ in range(TRIES):
         donor = donate()
         if donor.item.modality[:2] != modality or donor.unnamed.any():
             continue
         body = ndimage.uniform_filter(patch.image, 5) > BODY[modality]
-        blob = _blob(patch.flags, body, rng)
+        blob = _blob(patch.flags, body if home is None else home, rng)
         content = _content(patch, donor, rng, own)
         share = np.where(body, blob, 0)
         inside = (share > 0.5) & (patch.flags > 0)
@@ -55,14 +80,14 @@ def with_foreign(patch: Patch, donate: Callable[[], Patch], rng: np.random.Gener
             continue
         image = np.clip(patch.image + share * (content - patch.image), 0, 1).astype(np.float32)
         flags = np.where(inside, TUMOUR + len(patch.item.lesions), patch.flags).astype(np.uint8)
-        return Patch(image, flags, replace(patch.item, lesions=(*patch.item.lesions, "")))
+        return replace(patch, image=image, flags=flags, item=replace(patch.item, lesions=(*patch.item.lesions, "")))
     return patch
 
 
-def _blob(flags: npt.NDArray[np.uint8], body: npt.NDArray[np.bool_], rng: np.random.Generator) -> Map:
-    """(S, S, S) 0..1, 1 in an irregular solid around a known voxel of the body, with an edge of a few voxels."""
+def _blob(flags: npt.NDArray[np.uint8], where: npt.NDArray[np.bool_], rng: np.random.Generator) -> Map:
+    """(S, S, S) 0..1, 1 in an irregular solid around a known voxel of ``where``, with an edge of a few voxels."""
     size = len(flags)
-    places = np.flatnonzero((flags == KNOWN) & body)
+    places = np.flatnonzero((flags == KNOWN) & where)
     if not len(places):
         return np.zeros(flags.shape, np.float32)
     centre = np.array(np.unravel_index(rng.choice(places), flags.shape))

@@ -52,7 +52,7 @@ class RunOptions:
     warmup: int = 100
     ema: float = 0.998
     seed: int = 0
-    save_every: int = 200
+    save_every: int = 50
     on_tumour: float = 0.0
     widest: float = 1.0
     distinct: int = 0

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffugts.training.bank import KNOWN, TUMOUR, UNKNOWN, Item, write_item
+from diffugts.training.bank import INDEX, KNOWN, TUMOUR, UNKNOWN, Item, write_item
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def build(recipe_path: Path, data: Path, root: Path, spacing: float, part: int =
         How many items this call added.
     """
     root.mkdir(parents=True, exist_ok=True)
-    index = root / "index.jsonl"
+    index = root / INDEX
     index.touch()
     done = {json.loads(line)["name"] for line in index.read_text(encoding="utf-8").splitlines()}
     recipe = json.loads(recipe_path.read_text(encoding="utf-8"))
