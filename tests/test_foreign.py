@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,11 +93,7 @@ def test_crops_of_a_healthy_scan_show_the_organ_that_the_head_must_not_know(tmp_
     item, image, _ = chest()
     (tmp_path / INDEX).touch()
     write_item(tmp_path, item, image, np.full(image.shape, KNOWN, np.uint8))
-    bank = Bank(
-        tmp_path,
-        lambda item: admitted(item, ["lung"], foreign=True),
-        lambda item, image: home_of(item, image, ["lung"]),
-    )
+    bank = Bank(tmp_path, partial(admitted, excluded=["lung"], foreign=True), partial(home_of, organs=["lung"]))
     assert bank.items[0].weight == HOME_WEIGHT["torso"] * item.weight
     for seed in range(8):
         rng = np.random.default_rng(seed)

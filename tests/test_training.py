@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from diffugts.aova import Attention, AttentionConfig, AttentionHead
+from diffugts.backbone.weights import MODELS
+from diffugts.cli import main
 from diffugts.errors import InputError
 from diffugts.text import CachedEncoder
 from diffugts.training.bank import INDEX, KNOWN, TUMOUR, UNKNOWN, Bank, Item, Patch, augment, write_item
@@ -117,6 +120,27 @@ def test_pretrain_and_fit_run_resume_and_save(bank_folder: Path, tmp_path: Path)
     head = train_heads(model, CachedEncoder(), bank, whole, tmp_path / "heads")
     assert torch.isfinite(head.offset)
     assert "head" in averaged_state(tmp_path / "heads" / "state.pt")
+
+
+def test_fit_takes_a_bank_as_it_is_and_its_cache_knows_that_bank(
+    bank_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank, out = tmp_path / "bank", tmp_path / "fit"
+    fit = [
+        "fit", "--bank", str(bank), "-o", str(out), "--from", str(MODELS / "compact"), "--exclude", "spleen",
+        "--steps", "1", "--batch", "1", "--size", "32", "--residual-steps", "0",
+        "--cache", str(tmp_path / "cache"), "--distinct", "2",
+    ]  # fmt: skip
+    assert main(fit) == 1
+    assert "there is no bank" in capsys.readouterr().err
+    shutil.copytree(bank_folder, bank)
+    assert main(fit) == 0
+    made = {path.name for path in (out / "model" / "held_out" / "spleen").iterdir()}
+    assert made == {"heads.json", "attention.safetensors"}
+    with open(bank / INDEX, "a", encoding="utf-8") as index:  # a bank that grew: the same number is another patch now
+        index.write((bank / INDEX).read_text(encoding="utf-8").splitlines()[0] + "\n")
+    assert main([*fit, "--steps", "2"]) == 1
+    assert "other patches" in capsys.readouterr().err
 
 
 def test_a_head_that_reads_a_further_stage_answers_as_before() -> None:

@@ -107,7 +107,8 @@ def run_pretrain(args: argparse.Namespace) -> int:
     options = RunOptions(args.flow_steps, args.flow_batch, args.size, 5e-4, **shared)
     model = train_flow(model, healthy, options, args.output / "flow", workers)
     if workers.rank == 0:
-        origin = f"diffugts pretrain, recipe {(args.recipe or bank.root).name}, seed {args.seed}"
+        source = f"recipe {args.recipe.name}" if args.recipe else f"bank {bank.root.name}"
+        origin = f"diffugts pretrain, {source}, seed {args.seed}"
         save_model(model.cpu(), args.output / "model", origin)
     workers.wait()
     return 0
