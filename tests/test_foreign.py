@@ -148,6 +148,20 @@ def test_unnamed_lesions_are_unknown_and_scans_without_labels_always_get_a_piece
             assert (out.flags[:4] != KNOWN).mean() == 1
 
 
+def test_crops_look_away_from_tumours_that_must_not_be_seen(tmp_path: Path) -> None:
+    (tmp_path / INDEX).touch()
+    flags = np.full((2 * SIDE,) * 3, KNOWN, np.uint8)
+    flags[: SIDE // 2] = TUMOUR
+    item = Item("scan_a", "ct", "limb", "test", (2.0,) * 3, ("soft tissue",), labelled=True)
+    write_item(tmp_path, item, np.full(flags.shape, 0.5, np.float32), flags)
+    shown = {}
+    for excluded in ([], ["soft tissue"]):
+        bank = Bank(tmp_path, partial(admitted, excluded=excluded, foreign=True))
+        patches = [bank.sample(np.random.default_rng(seed), SIDE, on_tumour=1.0) for seed in range(12)]
+        shown[bool(excluded)] = [(patch.flags == TUMOUR).mean() for patch in patches]
+    assert min(shown[False]) > 0 == max(shown[True])
+
+
 def test_a_tumour_that_must_not_be_seen_is_never_pasted(tmp_path: Path) -> None:
     (tmp_path / INDEX).touch()
     flags = np.full((SIDE,) * 3, KNOWN, np.uint8)

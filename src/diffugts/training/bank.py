@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 UNKNOWN, KNOWN, TUMOUR = 0, 1, 2
 INDEX = "index.jsonl"
+HIDDEN = 0.02  # share of a crop; where more of it is tumour that must not be shown, another is drawn
 
 
 @dataclass(frozen=True)
@@ -118,22 +119,26 @@ class Bank:
     def sample(self, rng: np.random.Generator, size: int, on_tumour: float = 0.0, widest: float = 1.0) -> Patch:
         """One random crop of side ``size``; with probability ``on_tumour`` it holds a tumour voxel if there is one.
 
-        Where there is none, it then holds a voxel of the item's ``home`` if that is known. Half of the crops show up to
-        ``widest`` times as much along each axis, on voxels as much larger. Crops that are mostly unknown or mostly
-        empty are drawn again (a few times).
+        Tumours that the item does not name do not count: a head that must not see them learns nothing there. Where
+        there is none, it then holds a voxel of the item's ``home`` if that is known. Half of the crops show up to
+        ``widest`` times as much along each axis, on voxels as much larger. Crops that are mostly unknown, mostly
+        empty or show much of an unnamed tumour are drawn again (a few times).
         """
         item = self.items[rng.choice(len(self.items), p=self._probabilities)]
         image, flags = self.arrays(item)
         if item.name not in self._homes:
             self._homes[item.name] = self.home(item, image)
         home = self._homes[item.name]
+        named = TUMOUR + len(item.lesions)
         aim, side = rng.random() < on_tumour, size
         if widest > 1 and rng.random() < 0.5:
             side = round(rng.uniform(size, max(min(widest * size, max(image.shape)), size)))
+        target = _target(rng, (flags >= TUMOUR) & (flags < named), home) if aim else None
         for _ in range(8):
-            box = _random_box(rng, image.shape, side, _target(rng, flags, home) if aim else None)
+            box = _random_box(rng, image.shape, side, target)
             crop, known = image[box], flags[box]
-            if aim or (float((known > 0).mean()) > 0.4 and float((crop > 0.05).mean()) > 0.25):
+            told = float((known > UNKNOWN).mean()) > 0.4 and float((known >= named).mean()) < HIDDEN
+            if target is not None or (told and float((crop > 0.05).mean()) > 0.25):
                 break
         seen = None if home is None else _pad(home[box], side)
         patch = Patch(_pad(crop.astype(np.float32), side), _pad(known, side), item, seen)
@@ -141,12 +146,12 @@ class Bank:
 
 
 def _target(
-    rng: np.random.Generator, flags: npt.NDArray[np.uint8], home: npt.NDArray[np.bool_] | None
+    rng: np.random.Generator, tumour: npt.NDArray[np.bool_], home: npt.NDArray[np.bool_] | None
 ) -> npt.NDArray[np.int64] | None:
-    found = np.flatnonzero(flags >= TUMOUR)
+    found = np.flatnonzero(tumour)
     if not len(found) and home is not None:
         found = np.flatnonzero(home)
-    return np.array(np.unravel_index(rng.choice(found), flags.shape)) if len(found) else None
+    return np.array(np.unravel_index(rng.choice(found), tumour.shape)) if len(found) else None
 
 
 def _random_box(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from diffugts.training.workers import Workers
 
 WIDEST = 1.75
-"""Voxels of up to this many times the model's spacing are seen in training, as the attention's wide pass has them."""
+"""Half of the patches show voxels of up to this many times the model's spacing, as the attention's wide looks have."""
 
 
 def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +51,10 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--foreign", type=float, default=0.6, metavar="SHARE",
         help="share of the patches without a lesion that get a piece of another scan to find: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--widest", type=float, default=WIDEST, metavar="TIMES",
+        help="half of the patches show up to this many times as much along each axis, on larger voxels: %(default)s",
     )  # fmt: skip
     parser.add_argument("--from", dest="start", type=Path, metavar="DIR", help="folder with heads to go on from")
     parser.add_argument(
@@ -134,6 +138,8 @@ def run_fit(args: argparse.Namespace) -> int:
 
     if not 0 <= args.keep < 1 or (args.keep and not args.start):
         raise InputError(f"--keep takes a share from 0 up to 1 of the head of --from, not {args.keep}")
+    if args.widest < 1:
+        raise InputError(f"--widest takes a factor of 1 or more, not {args.widest}")
     workers = Workers.join()
     folder, encoder = model_folder(args.model), default_encoder()
     model = load_backbone(folder).to(_device(args, workers))
@@ -149,7 +155,7 @@ def run_fit(args: argparse.Namespace) -> int:
     bank = Bank(root, partial(shown, foreign=args.foreign > 0), partial(home_of, organs=args.exclude))
     options = RunOptions(
         args.steps, args.batch, args.size, args.learning_rate, warmup=50, ema=0.995, seed=args.seed, on_tumour=0.7,
-        widest=WIDEST, distinct=args.distinct if args.cache else 0,
+        widest=args.widest, distinct=args.distinct if args.cache else 0,
     )  # fmt: skip
     info = read_info(folder)
     cache = None
