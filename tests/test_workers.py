@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from diffugts.errors import InputError
 from diffugts.text import CachedEncoder
 from diffugts.training import loop
 from diffugts.training.bank import KNOWN, TUMOUR, Bank, Item, write_item
-from diffugts.training.features import FeatureCache
+from diffugts.training.features import FeatureCache, features
 from diffugts.training.fit import train_heads
-from diffugts.training.loop import RunOptions
+from diffugts.training.loop import RunOptions, batches
 from diffugts.training.pretrain import train_autoencoder, train_flow
 from diffugts.training.workers import Workers
 from tiny import tiny_config, tiny_model
@@ -87,11 +88,9 @@ def test_a_batch_must_be_shared_evenly(bank_folder: Path, tmp_path: Path) -> Non
 def test_a_cache_spares_the_backbone_and_refuses_other_features(
     bank_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffugts.training import features
-
     passes = []
-    real = features.features
-    monkeypatch.setattr(features, "features", lambda *given: passes.append(len(given[2])) or real(*given))
+    real = features
+    monkeypatch.setattr("diffugts.training.features.features", lambda *given: passes.append(len(given[2])) or real(*given))
     model, bank = tiny_model(), Bank(bank_folder)
     options = RunOptions(**{**OPTIONS.__dict__, "steps": 3, "distinct": 5})
     cache = FeatureCache(tmp_path / "cache", {"model": "tiny", "seed": 0})
@@ -107,6 +106,18 @@ def test_a_cache_spares_the_backbone_and_refuses_other_features(
         assert torch.equal(one, two)
     with pytest.raises(InputError, match="another model or other patches"):
         FeatureCache(tmp_path / "cache", {"model": "tiny", "seed": 1})
+
+
+def test_a_cache_makes_the_features_of_another_patch_of_that_number_anew(bank_folder: Path, tmp_path: Path) -> None:
+    model, cache = tiny_model(), FeatureCache(tmp_path / "cache", {})
+    (batch,) = batches(Bank(bank_folder), RunOptions(1, 2, 32, distinct=9), 0, Workers(), torch.device("cpu"))
+    first = cache.features(model, batch)
+    patches = tuple(replace(patch, image=1 - patch.image) for patch in batch.patches)
+    changed = replace(batch, image=1 - batch.image, patches=patches)
+    for given, want in ((changed, features(model, changed.image, patches)), (batch, first)):
+        for stage, expected in zip(cache.features(model, given), want, strict=True):
+            torch.testing.assert_close(stage, expected, atol=0.02, rtol=0.02)  # kept in bfloat16
+    assert not torch.allclose(first[0], features(model, changed.image, patches)[0], atol=0.1)
 
 
 def cache_key() -> dict[str, object]:

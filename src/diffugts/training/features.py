@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import LatentDiffusion
+from diffugts.backbone.weights import header
 from diffugts.errors import InputError
 from diffugts.training.bank import Patch
 from diffugts.training.loop import Batch
@@ -33,7 +36,8 @@ class FeatureCache:
     """Features of a run's patches on disk, one file each in half precision, made when they are first asked for.
 
     A run with ``RunOptions.distinct`` patches passes the backbone once for each; later runs on the same patches, for
-    longer or with another seed of their weights, not at all.
+    longer or with another seed of their weights, not at all. Each file tells the image that it was made from: where
+    another version of the code draws another patch of that number, its features are made anew.
     """
 
     def __init__(self, root: Path, key: dict[str, Any]) -> None:
@@ -54,24 +58,31 @@ class FeatureCache:
 
     def features(self, model: LatentDiffusion, batch: Batch) -> list[Tensor]:
         """As the function of that name, of a batch whose draws name its patches."""
-        missing = {draw: n for n, draw in enumerate(batch.draws) if not self._path(draw).exists()}
+        images = [_checksum(patch) for patch in batch.patches]
+        missing = {draw: n for n, draw in enumerate(batch.draws) if self._image_of(draw) != images[n]}
         if missing:
             places = list(missing.values())
             made = features(model, batch.image[places], [batch.patches[n] for n in places])
-            for row, draw in enumerate(missing):
-                self._keep(draw, [stage[row].to(torch.bfloat16) for stage in made])
+            for row, (draw, n) in enumerate(missing.items()):
+                self._keep(draw, [stage[row].to(torch.bfloat16) for stage in made], images[n])
         rows = [self._read(draw) for draw in batch.draws]
         return [torch.stack(parts).to(model.device).float() for parts in zip(*rows, strict=True)]
 
     def _path(self, draw: int) -> Path:
         return self.root / f"{draw:07d}.safetensors"
 
-    def _keep(self, draw: int, stages: Sequence[Tensor]) -> None:
+    def _image_of(self, draw: int) -> str:
+        """Checksum of the image that a patch's features were made from; empty where there are none."""
+        path = self._path(draw)
+        return header(path).get("image", "") if path.exists() else ""
+
+    def _keep(self, draw: int, stages: Sequence[Tensor], image: str) -> None:
         from safetensors.torch import save_file
 
         path = self._path(draw)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({str(i): stage.contiguous().cpu() for i, stage in enumerate(stages)}, temporary)
+        tensors = {str(i): stage.contiguous().cpu() for i, stage in enumerate(stages)}
+        save_file(tensors, temporary, {"image": image})
         os.replace(temporary, path)
 
     def _read(self, draw: int) -> list[Tensor]:
@@ -79,3 +90,7 @@ class FeatureCache:
 
         stages = load_file(self._path(draw))
         return [stages[str(i)] for i in range(len(stages))]
+
+
+def _checksum(patch: Patch) -> str:
+    return f"{zlib.crc32(np.ascontiguousarray(patch.image)):08x}"
