@@ -90,7 +90,9 @@ def test_a_cache_spares_the_backbone_and_refuses_other_features(
 ) -> None:
     passes = []
     real = features
-    monkeypatch.setattr("diffugts.training.features.features", lambda *given: passes.append(len(given[2])) or real(*given))
+    monkeypatch.setattr(
+        "diffugts.training.features.features", lambda *given: passes.append(len(given[2])) or real(*given)
+    )
     model, bank = tiny_model(), Bank(bank_folder)
     options = RunOptions(**{**OPTIONS.__dict__, "steps": 3, "distinct": 5})
     cache = FeatureCache(tmp_path / "cache", {"model": "tiny", "seed": 0})

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,4 +92,4 @@ class FeatureCache:
 
 
 def _checksum(patch: Patch) -> str:
-    return f"{zlib.crc32(np.ascontiguousarray(patch.image)):08x}"
+    return f"{zlib.crc32(patch.image.tobytes()):08x}"
