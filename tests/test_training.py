@@ -143,6 +143,11 @@ def test_fit_takes_a_bank_as_it_is_and_its_cache_knows_that_bank(
     assert "other patches" in capsys.readouterr().err
 
 
+def test_fit_says_how_wide_patches_can_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--bank", str(tmp_path), "-o", str(tmp_path / "fit"), "--widest", "0.5"]) == 1
+    assert "--widest takes a factor of 1 or more, not 0.5" in capsys.readouterr().err
+
+
 def test_a_head_that_reads_a_further_stage_answers_as_before() -> None:
     torch.manual_seed(0)
     start = AttentionHead(AttentionConfig((6, 10), (2, 4), 12, "test", widths=(8, 16, 16), hidden=8)).eval()
