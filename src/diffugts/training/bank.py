@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 UNKNOWN, KNOWN, TUMOUR = 0, 1, 2
 INDEX = "index.jsonl"
-HIDDEN = 0.02  # share of a crop; where more of it is tumour that must not be shown, another is drawn
+HIDDEN = 0.02  # share of a crop; where more of it is tumour that its item does not name, another is drawn
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ class Bank:
     def sample(self, rng: np.random.Generator, size: int, on_tumour: float = 0.0, widest: float = 1.0) -> Patch:
         """One random crop of side ``size``; with probability ``on_tumour`` it holds a tumour voxel if there is one.
 
-        Tumours that the item does not name do not count: a head that must not see them learns nothing there. Where
+        Tumours and targets that the item does not name do not count: heads and the flow learn nothing there. Where
         there is none, it then holds a voxel of the item's ``home`` if that is known. Half of the crops show up to
         ``widest`` times as much along each axis, on voxels as much larger. Crops that are mostly unknown, mostly
-        empty or show much of an unnamed tumour are drawn again (a few times).
+        empty or show much of what is not named are drawn again (a few times).
         """
         item = self.items[rng.choice(len(self.items), p=self._probabilities)]
         image, flags = self.arrays(item)
