@@ -11,7 +11,7 @@ import pytest
 
 from diffugts.training.bank import INDEX, KNOWN, TUMOUR, UNKNOWN, Bank, Item, Patch, augment, write_item
 from diffugts.training.fit import HOME_WEIGHT, admitted, alteration, questions
-from diffugts.training.foreign import LEAST_VOXELS, home_of, with_foreign
+from diffugts.training.foreign import LEAST_VOXELS, VISIBLE, home_of, with_foreign
 from diffugts.training.loop import RunOptions
 
 SIDE = 32
@@ -22,6 +22,17 @@ def patch_of(value: float, modality: str = "ct", name: str = "synthetic_a", flag
     return Patch(np.full((SIDE,) * 3, value, np.float32), np.full((SIDE,) * 3, flags, np.uint8), item)
 
 
+@pytest.fixture
+def pieces_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffugts.training.foreign.MASSES", 0.0)
+
+
+@pytest.fixture
+def masses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffugts.training.foreign.MASSES", 1.0)
+
+
+@pytest.mark.usefixtures("pieces_alone")
 @pytest.mark.parametrize("seed", range(5))
 def test_a_piece_of_the_donor_is_flagged_where_it_lies(seed: int) -> None:
     patch, donor = patch_of(0.5), patch_of(0.6)
@@ -34,15 +45,61 @@ def test_a_piece_of_the_donor_is_flagged_where_it_lies(seed: int) -> None:
     assert (patch.image == 0.5).all()
 
 
+@pytest.mark.usefixtures("pieces_alone")
 def test_what_cannot_be_told_apart_is_not_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffugts.training.foreign.UNEVEN", {"ct": 0.0})
     patch = patch_of(0.5)
     assert with_foreign(patch, lambda: patch_of(0.505), np.random.default_rng(0)) is patch
 
 
+@pytest.mark.usefixtures("pieces_alone")
 def test_a_donor_of_another_modality_gives_nothing() -> None:
     patch = patch_of(0.5)
     assert with_foreign(patch, lambda: patch_of(0.9, "mr-t1"), np.random.default_rng(0)) is patch
+
+
+def never() -> Patch:
+    raise AssertionError("a mass asks for no donor")
+
+
+@pytest.mark.usefixtures("masses_alone")
+@pytest.mark.parametrize(("value", "modality"), [(0.5, "ct"), (0.1, "ct"), (0.4, "mr-t1")])
+def test_a_mass_stands_out_from_where_it_grows_and_nowhere_else(value: float, modality: str) -> None:
+    for seed in range(6):
+        patch = patch_of(value, modality)
+        out = with_foreign(patch, never, np.random.default_rng(seed))
+        assert out.item.lesions == ("",)
+        inside = out.flags == TUMOUR
+        apart = np.abs(out.image - value)
+        assert apart[inside].mean() > VISIBLE[modality[:2]] / 2
+        assert apart[inside].mean() > 4 * apart[~inside].mean()
+        if value == 0.1:  # in lungs most are dense
+            assert out.image[inside].mean() > 0.1
+
+
+@pytest.mark.usefixtures("masses_alone")
+def test_a_mass_pushes_what_lies_around_it_outward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffugts.training.foreign.PUSHES", 1.0)
+    ramp = np.broadcast_to(np.linspace(0.3, 0.7, SIDE, dtype=np.float32), (SIDE,) * 3)
+    patch = replace(patch_of(0.5), image=ramp.copy())
+    out = next(
+        found
+        for seed in range(40)
+        if 400 < ((found := with_foreign(patch, never, np.random.default_rng(seed))).flags == TUMOUR).sum() < 3000
+    )
+    centre = np.argwhere(out.flags == TUMOUR).mean(0)[2]
+    outside = (out.flags != TUMOUR) & (np.abs(out.image - ramp) > 1e-3)
+    moved = (out.image - ramp)[outside]
+    side = np.argwhere(outside)[:, 2] - centre
+    assert np.corrcoef(moved, side)[0, 1] < -0.3  # what is brighter on one side now lies further out on it
+
+
+@pytest.mark.usefixtures("masses_alone")
+def test_nothing_is_pushed_where_a_tumour_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffugts.training.foreign.PUSHES", 1.0)
+    monkeypatch.setattr("diffugts.training.foreign._pushed", lambda *_: pytest.fail("pushed"))
+    out = with_foreign(patch_of(0.5), never, np.random.default_rng(0), own=False)
+    assert out.item.lesions == ("",)
 
 
 @pytest.mark.parametrize("patch", [patch_of(0.0), patch_of(0.5, flags=UNKNOWN)], ids=["air", "unknown"])
@@ -103,6 +160,7 @@ def test_crops_of_a_healthy_scan_show_the_organ_that_the_head_must_not_know(tmp_
         assert (patch.image[patch.home] < 0.2).mean() > 0.7  # flipped and shrunk with the image
 
 
+@pytest.mark.usefixtures("pieces_alone")
 def test_pieces_lie_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     home = np.zeros((SIDE,) * 3, bool)
     home[-12:, -12:, :12] = True
@@ -124,6 +182,7 @@ def test_a_patients_own_tumour_of_an_excluded_organ_is_never_named() -> None:
     assert admitted(scan, foreign=True) == scan
 
 
+@pytest.mark.usefixtures("pieces_alone")
 def test_unnamed_lesions_are_unknown_and_scans_without_labels_always_get_a_piece(tmp_path: Path) -> None:
     (tmp_path / INDEX).touch()
     rng = np.random.default_rng(0)
@@ -162,6 +221,7 @@ def test_crops_look_away_from_tumours_that_must_not_be_seen(tmp_path: Path) -> N
     assert min(shown[False]) > 0 == max(shown[True])
 
 
+@pytest.mark.usefixtures("pieces_alone")
 def test_a_tumour_that_must_not_be_seen_is_never_pasted(tmp_path: Path) -> None:
     (tmp_path / INDEX).touch()
     flags = np.full((SIDE,) * 3, KNOWN, np.uint8)

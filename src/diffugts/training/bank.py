@@ -19,8 +19,11 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from diffugts.synth.field import noise
+
 UNKNOWN, KNOWN, TUMOUR = 0, 1, 2
 INDEX = "index.jsonl"
+COIL = 40.0  # voxels between the nodes of a receiving coil's waves
 HIDDEN = 0.02  # share of a crop; where more of it is tumour that its item does not name, another is drawn
 
 
@@ -95,18 +98,21 @@ class Bank:
         self.home = home
         self._homes: dict[str, npt.NDArray[np.bool_] | None] = {}
         self.items: list[Item] = []
-        self._read_lines = 0
+        self._read_lines, self._read_bytes = 0, -1
         self.refresh()
 
     def refresh(self) -> None:
         """Pick up items that were added since the last call."""
+        size = (self.root / INDEX).stat().st_size
+        if size == self._read_bytes:
+            return
         lines = (self.root / INDEX).read_text(encoding="utf-8").splitlines()
         for line in lines[self._read_lines :]:
             data = json.loads(line)
             item = Item(**{**data, "spacing": tuple(data["spacing"]), "lesions": tuple(data["lesions"])})
             if admitted := self.admit(item):
                 self.items.append(admitted)
-        self._read_lines = len(lines)
+        self._read_lines, self._read_bytes = len(lines), size
         weights = np.array([item.weight for item in self.items], dtype=np.float64)
         self._probabilities = weights / weights.sum() if len(weights) else weights
 
@@ -188,6 +194,12 @@ def _pad(array: npt.NDArray[np.generic], size: int) -> npt.NDArray:  # type: ign
     return np.pad(array, width, mode="edge")
 
 
+def _coil(shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """How much brighter a receiving coil makes a place: slow waves, wider than most lesions."""
+    waves = noise([np.arange(side, dtype=np.float64) for side in shape], COIL, int(rng.integers(2**31)))
+    return np.asarray(np.exp(np.float32(rng.uniform(0, 0.15)) * waves), np.float32)
+
+
 def augment(patch: Patch, rng: np.random.Generator) -> Patch:
     """Flips, and for intensities what another scanner might do; the anatomy's left–right is not kept."""
     image: npt.NDArray[np.floating[Any]] = patch.image
@@ -197,7 +209,7 @@ def augment(patch: Patch, rng: np.random.Generator) -> Patch:
     if patch.item.modality == "ct":
         image = image * rng.uniform(0.97, 1.03) + rng.normal(0, 0.006)
     else:
-        image = np.clip(image, 0, None) ** rng.uniform(0.75, 1.3) * rng.uniform(0.8, 1.1)
+        image = np.clip(image, 0, None) ** rng.uniform(0.75, 1.3) * rng.uniform(0.8, 1.1) * _coil(image.shape, rng)
     if rng.random() < 0.5:
         image = image + rng.normal(0, rng.uniform(0, 0.02), image.shape)
     return Patch(np.clip(image, 0, 1).astype(np.float32), np.ascontiguousarray(flags), patch.item, home)

@@ -29,6 +29,10 @@ def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--autoencoder-steps", type=int, default=500, metavar="N", help="default: %(default)s")
     parser.add_argument("--flow-steps", type=int, default=2500, metavar="N", help="default: %(default)s")
     parser.add_argument("--flow-batch", type=int, default=8, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--autoencoder-minutes", type=float, default=0.0, metavar="M", help="end its training after M minutes at most"
+    )
+    parser.add_argument("--flow-minutes", type=float, default=0.0, metavar="M", help="the same for the flow")
 
 
 def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +44,7 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     _add_shared(parser)
     parser.add_argument("--model", default="compact", help="model name or folder that gives the features")
     parser.add_argument("--steps", type=int, default=2000, metavar="N", help="of the attention head: %(default)s")
+    parser.add_argument("--minutes", type=float, default=0.0, metavar="M", help="end after M minutes at most")
     parser.add_argument("--learning-rate", type=float, default=7e-4, metavar="RATE", help="default: %(default)s")
     parser.add_argument(
         "--exclude",
@@ -88,6 +93,17 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<i>; with torchrun each its own GPU")
     parser.add_argument("--size", type=int, default=64, help="patch side in voxels (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="patches per step (default: %(default)s)")
+    parser.add_argument(
+        "--loaders", type=int, default=0, metavar="N",
+        help="processes that build the bank and draw patches: beside a GPU one for each core (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--repeats", type=int, default=1, metavar="N",
+        help="use each batch this often, mirrored, where a GPU is faster than patches are drawn: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--save-every", type=int, default=50, metavar="N", help="steps between checkpoints (default: %(default)s)"
+    )
 
 
 def run_pretrain(args: argparse.Namespace) -> int:
@@ -104,11 +120,16 @@ def run_pretrain(args: argparse.Namespace) -> int:
     start = load_backbone(args.start) if args.start else None
     config = start.config if start else ModelConfig.read(args.config or MODELS / "compact" / "config.json")
     bank = Bank(_bank(args, config.spacing_mm, workers))
-    shared = {"seed": args.seed, "widest": WIDEST}
-    options = RunOptions(args.autoencoder_steps, args.batch, args.size, 4e-4, on_tumour=0.2, **shared)
+    shared = {
+        "seed": args.seed, "widest": WIDEST, "loaders": args.loaders, "repeats": args.repeats,
+        "save_every": args.save_every,
+    }  # fmt: skip
+    options = RunOptions(
+        args.autoencoder_steps, args.batch, args.size, 4e-4, on_tumour=0.2, minutes=args.autoencoder_minutes, **shared
+    )
     model = train_autoencoder(config, bank, options, args.output / "autoencoder", start, workers, device)
     healthy = Bank(bank.root, lambda item: item if item.trusted else None)
-    options = RunOptions(args.flow_steps, args.flow_batch, args.size, 5e-4, **shared)
+    options = RunOptions(args.flow_steps, args.flow_batch, args.size, 5e-4, minutes=args.flow_minutes, **shared)
     model = train_flow(model, healthy, options, args.output / "flow", workers)
     if workers.rank == 0:
         source = f"recipe {args.recipe.name}" if args.recipe else f"bank {bank.root.name}"
@@ -140,6 +161,8 @@ def run_fit(args: argparse.Namespace) -> int:
         raise InputError(f"--keep takes a share from 0 up to 1 of the head of --from, not {args.keep}")
     if args.widest < 1:
         raise InputError(f"--widest takes a factor of 1 or more, not {args.widest}")
+    if args.cache and args.repeats > 1:
+        raise InputError("--repeats mirrors patches, of which --cache keeps features as they are; give one of the two")
     workers = Workers.join()
     folder, encoder = model_folder(args.model), default_encoder()
     model = load_backbone(folder).to(_device(args, workers))
@@ -155,7 +178,8 @@ def run_fit(args: argparse.Namespace) -> int:
     bank = Bank(root, partial(shown, foreign=args.foreign > 0), partial(home_of, organs=args.exclude))
     options = RunOptions(
         args.steps, args.batch, args.size, args.learning_rate, warmup=50, ema=0.995, seed=args.seed, on_tumour=0.7,
-        widest=args.widest, distinct=args.distinct if args.cache else 0,
+        widest=args.widest, distinct=args.distinct if args.cache else 0, minutes=args.minutes, loaders=args.loaders,
+        repeats=args.repeats, save_every=args.save_every,
     )  # fmt: skip
     info = read_info(folder)
     cache = None
@@ -216,7 +240,7 @@ def _bank(args: argparse.Namespace, spacing: float, workers: Workers) -> Path:
 
     root: Path = args.bank or args.output / "bank"
     if args.recipe:
-        build(args.recipe, args.data, root, spacing, workers.rank, workers.count)
+        build(args.recipe, args.data, root, spacing, workers.rank, workers.count, max(args.loaders, 1))
     elif not (root / INDEX).is_file():
         raise InputError(f"there is no bank at {root}; give a --recipe to build one from")
     workers.wait()

@@ -259,7 +259,7 @@ def _fit_statistics(head: AttentionHead, model: LatentDiffusion, bank: Bank, opt
     sums: list[list[Tensor]] = [[] for _ in head.config.channels]
     for _ in range(24):
         patch = bank.sample(rng, options.size)
-        image = torch.from_numpy(patch.image)[None, None]
+        image = torch.from_numpy(patch.image)[None, None].to(model.device)
         for index, stage in enumerate(features(model, image, [patch])):
             sums[index].append(stage[0].float().flatten(1)[:, ::7])
     for index, found in enumerate(sums):

@@ -10,6 +10,7 @@ import csv
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,12 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from diffugts.errors import InputError
 from diffugts.training.bank import Bank, Patch, augment
 from diffugts.training.workers import Workers
 
 ALONE = Workers()
+REMEMBERED = 64  # batches that may come again, of a run with ``repeats``
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class RunOptions:
         widest: half of the patches show up to this many times as much along each axis, on larger voxels.
         distinct: how many different patches there are, drawn again and again, so that what a frozen model makes of
             them can be kept; 0 for ever new ones.
+        minutes: the run ends after so many at the latest, and its learning rate falls in time; 0 for no limit.
+        loaders: processes that draw patches beside this one, which draws them itself where there are none.
+        repeats: how often each batch is used: again among later ones, mirrored, with other questions and noise. Where
+            a graphics card is faster than the processor draws; a resumed run then does not repeat to the bit.
     """
 
     steps: int
@@ -56,6 +63,9 @@ class RunOptions:
     on_tumour: float = 0.0
     widest: float = 1.0
     distinct: int = 0
+    minutes: float = 0.0
+    loaders: int = 0
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -87,29 +97,86 @@ Alter = Callable[[Patch, np.random.Generator], Patch]
 """What is done to each patch after its augmentation."""
 
 
+class _Share(IterableDataset[Batch]):
+    """One process's share of every batch from ``first_step`` on; loaders take turns, so their order never changes."""
+
+    def __init__(self, bank: Bank, options: RunOptions, first_step: int, workers: Workers, alter: Alter | None) -> None:
+        super().__init__()
+        self.bank, self.options, self.first_step, self.workers, self.alter = bank, options, first_step, workers, alter
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = get_worker_info()
+        start, every = (0, 1) if loader is None else (loader.id, loader.num_workers)
+        for step in range(self.first_step + start, self.options.steps, every):
+            if loader is not None:
+                self.bank.refresh()  # a builder may be at work; the run's own process refreshes at its checkpoints
+            yield self._batch(step)
+
+    def _batch(self, step: int) -> Batch:
+        options = self.options
+        share = options.batch // self.workers.count
+        draws, seeds = [], []
+        for place in range(self.workers.rank * share, (self.workers.rank + 1) * share):
+            rng = np.random.default_rng((options.seed, step, place))
+            seeds.append(int(rng.integers(2**31)))
+            draws.append(int(rng.integers(options.distinct)) if options.distinct else step * options.batch + place)
+        patches = [_drawn(self.bank, options, draw, self.alter) for draw in draws]
+        image = torch.from_numpy(np.stack([patch.image for patch in patches]))[:, None]
+        flags = torch.from_numpy(np.stack([patch.flags for patch in patches]))[:, None]
+        # Seen as the batch's own memory, so that a loader's patches do not travel twice.
+        bare = [replace(patch, image=image[i, 0].numpy(), flags=flags[i, 0].numpy(), home=None)
+                for i, patch in enumerate(patches)]  # fmt: skip
+        return Batch(image, flags, tuple(bare), tuple(draws), tuple(seeds))
+
+
 def batches(
     bank: Bank, options: RunOptions, first_step: int, workers: Workers, device: torch.device, alter: Alter | None = None
 ) -> Iterator[Batch]:
     """This process's share of the batches from ``first_step`` on."""
-    share = options.batch // workers.count
+    share = _Share(bank, options, first_step, workers, alter)
+    found = _from_loaders(share) if options.loaders else _one_ahead(iter(share))
+    earlier: deque[Batch] = deque(maxlen=REMEMBERED)
+    rng = np.random.default_rng((options.seed, 2, first_step))
+    for batch in found:
+        here = replace(
+            batch, image=batch.image.to(device, non_blocking=True), flags=batch.flags.to(device, non_blocking=True)
+        )
+        yield here
+        for _ in range(options.repeats - 1):
+            if earlier:
+                yield _mirrored(earlier[rng.integers(len(earlier))], rng)
+        if options.repeats > 1:
+            earlier.append(here)
 
-    def make(step: int) -> Batch:
-        places = range(workers.rank * share, (workers.rank + 1) * share)
-        draws, seeds = [], []
-        for place in places:
-            rng = np.random.default_rng((options.seed, step, place))
-            seeds.append(int(rng.integers(2**31)))
-            draws.append(int(rng.integers(options.distinct)) if options.distinct else step * options.batch + place)
-        patches = [_drawn(bank, options, draw, alter) for draw in draws]
-        image = torch.from_numpy(np.stack([patch.image for patch in patches]))[:, None]
-        flags = torch.from_numpy(np.stack([patch.flags for patch in patches]))[:, None]
-        return Batch(image, flags, tuple(patches), tuple(draws), tuple(seeds))
 
+def _mirrored(batch: Batch, rng: np.random.Generator) -> Batch:
+    """The batch seen in a mirror or two, under other seeds."""
+    axes = [axis for axis in (2, 3, 4) if rng.random() < 0.5]
+    seeds = tuple(int(seed) for seed in rng.integers(2**31, size=len(batch.seeds)))
+    return replace(batch, image=batch.image.flip(axes), flags=batch.flags.flip(axes), seeds=seeds)
+
+
+def _one_ahead(found: Iterator[Batch]) -> Iterator[Batch]:
+    """The same, each drawn in a thread while the one before it is used."""
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(make, first_step)
-        for step in range(first_step, options.steps):
-            batch, ahead = ahead.result(), pool.submit(make, step + 1)
-            yield replace(batch, image=batch.image.to(device), flags=batch.flags.to(device))
+        ahead = pool.submit(next, found, None)
+        while (batch := ahead.result()) is not None:
+            ahead = pool.submit(next, found, None)
+            yield batch
+
+
+def _from_loaders(share: _Share) -> Iterator[Batch]:
+    """The same, drawn by ``options.loaders`` processes; patches are views of their batch again."""
+    count = share.options.loaders
+    loader: DataLoader[Any] = DataLoader(share, None, num_workers=count, prefetch_factor=4, collate_fn=_packed)
+    for image, flags, items, draws, seeds in loader:
+        patches = tuple(Patch(image[i, 0].numpy(), flags[i, 0].numpy(), item) for i, item in enumerate(items))
+        yield Batch(image, flags, patches, draws, seeds)
+
+
+def _packed(batch: Any) -> tuple[Any, ...]:
+    """What of a batch travels between processes: tensors in shared memory, and little else."""
+    return batch.image, batch.flags, tuple(patch.item for patch in batch.patches), batch.draws, batch.seeds
 
 
 def _drawn(bank: Bank, options: RunOptions, draw: int, alter: Alter | None) -> Patch:
@@ -161,9 +228,11 @@ def train(
     step = _resume(out / "state.pt", trained, optimiser, average)
     began, precision, device = time.monotonic(), fast_precision(), parameters[0].device
     since: list[dict[str, float]] = []
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # every batch has the same shape
     for batch in batches(bank, options, step, workers, device, alter):
+        progress = _progress(step, time.monotonic() - began, options)
         for group in optimiser.param_groups:
-            group["lr"] = _rate(step, options) * group.get("factor", 1.0)
+            group["lr"] = _rate(step, progress, options) * group.get("factor", 1.0)
         with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
             loss, figures = loss_of(batch)
         optimiser.zero_grad(set_to_none=True)
@@ -175,17 +244,20 @@ def train(
         step += 1
         _follow(average, trained, min(options.ema, (1 + step) / (10 + step)))
         since.append({"loss": loss.item(), **figures})
-        if step % 20 == 0 or step == options.steps:
+        last = step == options.steps or progress >= 1
+        if step % 20 == 0 or last:
             rows = torch.tensor([list(row.values()) for row in since], device=device)
             means = dict(zip(since[0], workers.mean(rows.mean(0)).tolist(), strict=True))
             if workers.rank == 0:
                 log_row(out / "curve.csv", {"step": step, "seconds": time.monotonic() - began, **means})
             since.clear()
-        if step % options.save_every == 0 or step == options.steps:
+        if step % options.save_every == 0 or last:
             if workers.rank == 0:
                 _save(out / "state.pt", trained, optimiser, average, step)
             workers.wait()  # so that all see the same bank from here on
             bank.refresh()
+        if last:
+            break
     trained.load_state_dict(average)
 
 
@@ -198,9 +270,14 @@ def _groups(trained: nn.Module, slow: Sequence[str]) -> list[dict[str, Any]]:
     return [*groups, {"params": careful, "factor": 0.1}] if careful else groups
 
 
-def _rate(step: int, options: RunOptions) -> float:
+def _progress(step: int, seconds: float, options: RunOptions) -> float:
+    """Share of the run that is over, in steps or in time."""
+    return min(1.0, max(step / options.steps, seconds / (60 * options.minutes) if options.minutes else 0.0))
+
+
+def _rate(step: int, progress: float, options: RunOptions) -> float:
     warm = min(1.0, (step + 1) / options.warmup)
-    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, step / options.steps)))
+    fall = 0.5 * (1 + math.cos(math.pi * progress))
     return options.learning_rate * warm * (0.05 + 0.95 * fall)
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,16 +25,23 @@ from diffugts.training.bank import INDEX, KNOWN, TUMOUR, UNKNOWN, Item, write_it
 
 log = logging.getLogger(__name__)
 
+PORTION = 8  # items of one scan that a process makes in one go
+
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 Made = tuple[Item, npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One item to make, by name; making it gives its description, image and flags."""
+    """One item to make, by name; making it gives its description, image and flags.
+
+    Attributes:
+        scan: what it is made from, where several are made from one.
+    """
 
     name: str
     make: Callable[[], Made]
+    scan: str = ""
 
 
 def jobs(recipe: dict[str, Any], data: Path, spacing: float) -> Iterator[Job]:
@@ -49,8 +58,13 @@ def jobs(recipe: dict[str, Any], data: Path, spacing: float) -> Iterator[Job]:
                 yield job
 
 
-def build(recipe_path: Path, data: Path, root: Path, spacing: float, part: int = 0, parts: int = 1) -> int:
-    """Build (or go on building) a bank; with ``parts`` processes each makes every ``parts``-th item.
+def build(
+    recipe_path: Path, data: Path, root: Path, spacing: float, part: int = 0, parts: int = 1, processes: int = 1
+) -> int:
+    """Build (or go on building) a bank; with ``parts`` runs each makes every ``parts``-th item.
+
+    Args:
+        processes: how many of this run work side by side; the order of items in the index is then theirs.
 
     Returns:
         How many items this call added.
@@ -60,13 +74,43 @@ def build(recipe_path: Path, data: Path, root: Path, spacing: float, part: int =
     index.touch()
     done = {json.loads(line)["name"] for line in index.read_text(encoding="utf-8").splitlines()}
     recipe = json.loads(recipe_path.read_text(encoding="utf-8"))
-    added = 0
-    for number, job in enumerate(jobs(recipe, data, spacing)):
-        if number % parts != part or job.name in done:
-            continue
+    todo = [
+        job
+        for number, job in enumerate(jobs(recipe, data, spacing))
+        if number % parts == part and job.name not in done
+    ]  # fmt: skip
+    if processes == 1:
+        return _write(root, todo)
+    global _PORTIONS
+    _PORTIONS = _portions(todo)
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:  # jobs hold what does not pickle
+        return sum(pool.map(partial(_write_portion, root), range(len(_PORTIONS))))
+
+
+_PORTIONS: list[list[Job]] = []  # what the processes of one build choose from
+
+
+def _portions(todo: Iterable[Job]) -> list[list[Job]]:
+    """Jobs in portions for one process each: those of one scan together, since it is read once, and all scans soon."""
+    by_scan: dict[str, list[Job]] = {}
+    for job in todo:
+        by_scan.setdefault(job.scan or job.name, []).append(job)
+    portions = [
+        (start, of_one[start : start + PORTION])
+        for of_one in by_scan.values()
+        for start in range(0, len(of_one), PORTION)
+    ]
+    return [portion for _, portion in sorted(portions, key=lambda found: found[0])]
+
+
+def _write_portion(root: Path, number: int) -> int:
+    return _write(root, _PORTIONS[number])
+
+
+def _write(root: Path, todo: Sequence[Job]) -> int:
+    for job in todo:
         write_item(root, *job.make())
-        added += 1
-    return added
+    return len(todo)
 
 
 def _seed(name: str) -> int:
@@ -89,10 +133,10 @@ def _scan_jobs(source: dict[str, Any], data: Path, spacing: float) -> Iterator[J
             name, source["modality"], source["anatomy"], source["source"], (spacing,) * 3, organs,
             trusted=source.get("trusted", True), labelled=bool(organs), weight=source.get("weight", 1.0),
         )  # fmt: skip
-        yield Job(name, partial(_made, item, _scan, *_key(path, item, source, spacing)))
+        yield Job(name, partial(_made, item, _scan, *_key(path, item, source, spacing)), name)
         for number in range(source.get("grafts", 0)):
             graft_name = f"graft_{name.removeprefix('scan_')}_{number:02d}"
-            yield Job(graft_name, partial(_graft, graft_name, path, item, source, spacing))
+            yield Job(graft_name, partial(_graft, graft_name, path, item, source, spacing), name)
 
 
 def _key(path: Path, item: Item, source: dict[str, Any], spacing: float) -> tuple[Any, ...]:
