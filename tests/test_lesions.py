@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffugts.errors import InputError
-from diffugts.lesions import CSV_COLUMNS, find_lesions, longest_diameter, write_csv
+from diffugts.lesions import CSV_COLUMNS, crumbs, find_lesions, longest_diameter, write_csv
 from diffugts.volume import Volume
 
 
@@ -93,7 +93,17 @@ def test_lesions_touching_by_a_corner_are_one_and_the_largest_comes_first():
     assert [lesion.id for lesion in lesions] == [1, 2, 3]
     assert [round(lesion.volume_ml * 1000) for lesion in lesions] == [64, 2, 1]
     assert lesions[0].centre_mm == pytest.approx((11.5, 11.5, 11.5))
-    assert len(find_lesions(mask, volume, mask.astype(np.float32), min_ml=0.002)) == 2
+
+
+def test_crumbs_are_the_components_below_a_size():
+    mask = np.zeros((20, 20, 20), np.uint8)
+    mask[1, 1, 1] = mask[2, 2, 2] = 1
+    mask[10:14, 10:14, 10:14] = 1
+    mask[18, 18, 18] = 1
+    assert np.argwhere(crumbs(mask, 2)).tolist() == [[18, 18, 18]]
+    assert crumbs(mask, 3).sum() == 3
+    assert not crumbs(mask, 0).any()
+    assert (crumbs(mask, 1000) == (mask > 0)).all()
 
 
 def test_means_inside_and_in_the_shell_leave_other_lesions_out():

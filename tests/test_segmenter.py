@@ -160,6 +160,21 @@ def test_low_image_score_gives_an_empty_mask(case: Case) -> None:
     assert held.segment("tumor")["tumor"].mask.sum() == 0
 
 
+def test_small_lesions_leave_mask_and_table_alike(case: Case, region: np.ndarray) -> None:
+    every = with_settings(case, EAGER).segment("tumor")["tumor"]
+    sizes = sorted(lesion.volume_ml for lesion in every.lesions)
+    assert len(sizes) > 1
+    least = (sizes[-2] + sizes[-1]) / 2
+    strict = with_settings(case, replace(EAGER, min_lesion_ml=least))
+    answer = strict.segment("tumor")["tumor"]
+    assert [lesion.volume_ml for lesion in answer.lesions] == sizes[-1:]
+    assert np.array_equal(answer.mask > 0, answer.probability > 0.5)
+    kept = answer.mask > 0
+    assert np.array_equal(answer.probability[kept], every.probability[kept])
+    asked = strict.segment("tumor", region=region)["tumor"]  # a user's region may be small
+    assert np.array_equal(asked.mask, with_settings(case, EAGER).segment("tumor", region=region)["tumor"].mask)
+
+
 def test_candidate_that_repaints_to_itself_is_no_lesion(case: Case, region: np.ndarray) -> None:
     strict = Settings(fusion=Fusion(contrast=10.0))
     held = with_settings(case, strict)

@@ -22,7 +22,7 @@ from diffugts.errors import InputError
 from diffugts.healing import Sampling
 from diffugts.intensity import IntensityMap
 from diffugts.io import read_mask
-from diffugts.lesions import find_lesions
+from diffugts.lesions import crumbs, find_lesions
 from diffugts.organs import OrganMap, read_labels
 from diffugts.prompts import Prompt, parse_all
 from diffugts.refine import Evidence, convincing, heal_candidate, refine
@@ -266,6 +266,9 @@ class Case:
         with self.clock("restore"):
             back = self.placement.inverse
             probability = np.clip(back(refined.probability, "linear"), 0, 1)
+            if given is None:  # a user's region may be as small as it likes
+                small = crumbs(probability > 0.5, settings.min_lesion_ml / self.volume.voxel_ml)
+                probability[small] = np.minimum(probability[small], 0.5)
             mask = (probability > 0.5).astype(np.uint8)
             return PromptResult(
                 understood=prompt,
@@ -275,7 +278,7 @@ class Case:
                 pseudo_healthy=self._pseudo_healthy(evidence),
                 residual=back(refined.residual, "linear"),
                 uncertainty=back(refined.spread, "linear") if seeds > 1 else None,
-                lesions=find_lesions(mask, self.volume, probability, min_ml=settings.min_lesion_ml),
+                lesions=find_lesions(mask, self.volume, probability),
                 image_score=score,
                 warnings=self._prompt_warnings(prompt, given is not None),
             )

@@ -33,7 +33,7 @@ class Settings:
         score_threshold: image-level score below which there is no candidate at all.
         margin_mm: how far the candidate is grown before it is repainted.
         min_candidate_ml: connected candidates smaller than this are dropped.
-        min_lesion_ml: connected lesions smaller than this are left out of the table.
+        min_lesion_ml: connected lesions smaller than this are left out, unless the user gave the region.
         fall: by how much attention's logit must fall, in the mean over what is suspicious, once a part is painted
             healthy; parts that fail are dropped. 0 does not ask.
         fall_ml: suspicious parts larger than this are not asked.

@@ -86,7 +86,6 @@ def find_lesions(
     volume: Volume,
     probability: Array,
     shell_mm: float = 5.0,
-    min_ml: float = 0.0,
 ) -> tuple[Lesion, ...]:
     """Measure each connected component of a mask, the largest first.
 
@@ -98,7 +97,6 @@ def find_lesions(
         volume: the scan; gives intensities and the place in the patient.
         probability: (I, J, K) float, 0 to 1.
         shell_mm: thickness of the shell around a lesion, measured from voxel centre to voxel centre.
-        min_ml: components smaller than this are left out.
 
     Raises:
         InputError: when the arrays do not lie on one grid.
@@ -110,10 +108,19 @@ def find_lesions(
             )
     found = [
         _measure(component, box, mask, volume, probability, shell_mm)
-        for component, box in _components(mask != 0, min_ml / volume.voxel_ml)
+        for component, box in _components(mask != 0)
     ]
     found.sort(key=lambda lesion: -lesion.volume_ml)
     return tuple(replace(lesion, id=number) for number, lesion in enumerate(found, start=1))
+
+
+def crumbs(mask: Array, least_voxels: float) -> Array:
+    """(I, J, K) bool: what of a mask lies in components of fewer voxels; voxels belong together as in a table."""
+    small = np.zeros(mask.shape, bool)
+    for component, box in _components(mask != 0):
+        if component.sum() < least_voxels:
+            small[box] |= component
+    return small
 
 
 def longest_diameter(component: Array, affine: Array) -> float:
@@ -142,19 +149,17 @@ def write_csv(lesions: Iterable[Lesion], path: str | Path) -> None:
         writer.writerows(lesion.row() for lesion in lesions)
 
 
-def _components(mask: Array, min_voxels: float) -> Iterator[tuple[Array, Box]]:
+def _components(mask: Array) -> Iterator[tuple[Array, Box]]:
     """Each component as a bool array in its own bounding box, and that box in the mask."""
     from scipy import ndimage
 
     outer = bounding_box(mask)
     if outer is None:
         return
-    labels, count = ndimage.label(mask[outer], structure=np.ones((3, 3, 3)))
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    labels, _ = ndimage.label(mask[outer], structure=np.ones((3, 3, 3)))
     for label, inner in enumerate(ndimage.find_objects(labels), start=1):
-        if sizes[label] >= min_voxels:
-            box = tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(outer, inner, strict=True))
-            yield labels[inner] == label, box
+        box = tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(outer, inner, strict=True))
+        yield labels[inner] == label, box
 
 
 def _measure(component: Array, box: Box, mask: Array, volume: Volume, probability: Array, shell_mm: float) -> Lesion:
