@@ -34,6 +34,15 @@ def test_relative_threshold_follows_the_peak(attended: np.ndarray) -> None:
     assert Settings(threshold=0.05, relative=0.4).suspicious(attended, 1.0, SPACING).sum() == 125
 
 
+def test_a_part_counts_only_where_its_peak_is_sure(attended: np.ndarray) -> None:
+    attended[6, 6, 6] = 0.7
+    attended[12:15, 4:9, 4:9] = 0.5
+    found = Settings(threshold=0.3, sure=0.6).suspicious(attended, 1.0, SPACING)
+    assert found.sum() == 125  # the whole block, not its peak alone
+    assert found[4:9, 4:9, 4:9].all()
+    assert Settings(threshold=0.3, sure=0.8).suspicious(attended, 1.0, SPACING).sum() == 0
+
+
 def test_score_gates_everything(attended: np.ndarray) -> None:
     settings = Settings(threshold=0.3, score_threshold=0.5)
     assert not settings.candidate(attended, 0.49, SPACING).any()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffugts.errors import InputError
-from diffugts.lesions import CSV_COLUMNS, crumbs, find_lesions, longest_diameter, write_csv
+from diffugts.lesions import CSV_COLUMNS, find_lesions, longest_diameter, without_crumbs, write_csv
 from diffugts.volume import Volume
 
 
@@ -95,15 +95,17 @@ def test_lesions_touching_by_a_corner_are_one_and_the_largest_comes_first():
     assert lesions[0].centre_mm == pytest.approx((11.5, 11.5, 11.5))
 
 
-def test_crumbs_are_the_components_below_a_size():
-    mask = np.zeros((20, 20, 20), np.uint8)
-    mask[1, 1, 1] = mask[2, 2, 2] = 1
-    mask[10:14, 10:14, 10:14] = 1
-    mask[18, 18, 18] = 1
-    assert np.argwhere(crumbs(mask, 2)).tolist() == [[18, 18, 18]]
-    assert crumbs(mask, 3).sum() == 3
-    assert not crumbs(mask, 0).any()
-    assert (crumbs(mask, 1000) == (mask > 0)).all()
+def test_crumbs_end_at_one_half():
+    probability = np.full((20, 20, 20), 0.2, np.float32)
+    probability[1, 1, 1] = probability[2, 2, 2] = 0.9
+    probability[10:14, 10:14, 10:14] = 0.7
+    probability[18, 18, 18] = 1.0
+    kept = without_crumbs(probability, 2)
+    assert np.argwhere(kept != probability).tolist() == [[18, 18, 18]]
+    assert kept[18, 18, 18] == 0.5
+    assert (without_crumbs(probability, 3) > 0.5).sum() == 64
+    assert np.array_equal(without_crumbs(probability, 0), probability)
+    assert (without_crumbs(probability, 1000) <= 0.5).all()
 
 
 def test_means_inside_and_in_the_shell_leave_other_lesions_out():

@@ -22,7 +22,7 @@ from diffugts.errors import InputError
 from diffugts.healing import Sampling
 from diffugts.intensity import IntensityMap
 from diffugts.io import read_mask
-from diffugts.lesions import crumbs, find_lesions
+from diffugts.lesions import find_lesions, without_crumbs
 from diffugts.organs import OrganMap, read_labels
 from diffugts.prompts import Prompt, parse_all
 from diffugts.refine import Evidence, convincing, heal_candidate, refine
@@ -267,8 +267,7 @@ class Case:
             back = self.placement.inverse
             probability = np.clip(back(refined.probability, "linear"), 0, 1)
             if given is None:  # a user's region may be as small as it likes
-                small = crumbs(probability > 0.5, settings.min_lesion_ml / self.volume.voxel_ml)
-                probability[small] = np.minimum(probability[small], 0.5)
+                probability = without_crumbs(probability, settings.min_lesion_ml / self.volume.voxel_ml)
             mask = (probability > 0.5).astype(np.uint8)
             return PromptResult(
                 understood=prompt,

@@ -30,6 +30,8 @@ class Settings:
     Attributes:
         threshold: attention probability above which a voxel is a candidate.
         relative: and above which share of the scan's highest: attention is surer on some scanners than on others.
+        sure: a connected candidate counts only where its highest probability passes this: a low threshold outlines
+            what a high one finds.
         score_threshold: image-level score below which there is no candidate at all.
         margin_mm: how far the candidate is grown before it is repainted.
         min_candidate_ml: connected candidates smaller than this are dropped.
@@ -47,6 +49,7 @@ class Settings:
 
     threshold: float = 0.5
     relative: float = 0.0
+    sure: float = 0.0
     score_threshold: float = 0.5
     margin_mm: float = 6.0
     min_candidate_ml: float = 0.1
@@ -77,7 +80,7 @@ class Settings:
     def suspicious(
         self, attended: npt.NDArray[np.float32], score: float, spacing: tuple[float, float, float]
     ) -> npt.NDArray[np.bool_]:
-        """P_abn > threshold without its smallest parts, gated by the image-level score.
+        """P_abn > threshold without its smallest and its unsure parts, gated by the image-level score.
 
         Args:
             attended: (D, H, W) P_abn on the model grid. score: image level, 0..1. spacing: of the model grid, mm.
@@ -87,9 +90,10 @@ class Settings:
         mask: npt.NDArray[np.bool_] = attended > self.cut(attended)
         if score < self.score_threshold:
             return np.zeros_like(mask)
-        labels, _ = ndimage.label(mask)
+        labels, count = ndimage.label(mask)
         sizes = np.bincount(labels.ravel()) * float(np.prod(spacing)) / 1000
-        kept: npt.NDArray[np.bool_] = mask & (sizes >= self.min_candidate_ml)[labels]
+        peaks = np.asarray(ndimage.maximum(attended, labels, np.arange(count + 1)))
+        kept: npt.NDArray[np.bool_] = mask & ((sizes >= self.min_candidate_ml) & (peaks > self.sure))[labels]
         return kept
 
     def candidate(

@@ -106,21 +106,21 @@ def find_lesions(
             raise InputError(
                 f"The {name} has shape {array.shape} and the scan {volume.shape}; both must lie on one grid."
             )
-    found = [
-        _measure(component, box, mask, volume, probability, shell_mm)
-        for component, box in _components(mask != 0)
-    ]
+    found = [_measure(component, box, mask, volume, probability, shell_mm) for component, box in _components(mask != 0)]
     found.sort(key=lambda lesion: -lesion.volume_ml)
     return tuple(replace(lesion, id=number) for number, lesion in enumerate(found, start=1))
 
 
-def crumbs(mask: Array, least_voxels: float) -> Array:
-    """(I, J, K) bool: what of a mask lies in components of fewer voxels; voxels belong together as in a table."""
-    small = np.zeros(mask.shape, bool)
-    for component, box in _components(mask != 0):
+def without_crumbs(probability: Array, least_voxels: float) -> Array:
+    """(I, J, K) the probability, one half at most in components above it that hold fewer voxels.
+
+    Voxels belong together as in the table of lesions.
+    """
+    kept = probability.copy()
+    for component, box in _components(probability > 0.5):
         if component.sum() < least_voxels:
-            small[box] |= component
-    return small
+            kept[box][component] = 0.5
+    return kept
 
 
 def longest_diameter(component: Array, affine: Array) -> float:

@@ -209,11 +209,13 @@ def shipped(subject: Subject, seeds: int = 1) -> Answer:
 
 def refined(subject: Subject, settings: Settings, seeds: int = 1) -> Answer:
     """Inpainting, residuals and their fusion under the given settings; candidates are those of the model's own."""
+    from diffugts.lesions import without_crumbs
     from diffugts.refine import refine
 
     attended, score = subject.attended
     found = refine(subject.evidence(seeds), attended, settings, head=subject.encoded.segmenter.residual_head)
     probability = np.clip(subject.encoded.placement.inverse(found.probability, "linear"), 0, 1)
+    probability = without_crumbs(probability, settings.min_lesion_ml / subject.volume.voxel_ml)
     return Answer(probability > 0.5, probability, True, score)
 
 
