@@ -16,7 +16,7 @@ from diffugts.backbone.weights import MODELS
 from diffugts.cli import main
 from diffugts.errors import InputError
 from diffugts.text import CachedEncoder
-from diffugts.training.bank import INDEX, KNOWN, TUMOUR, UNKNOWN, Bank, Item, Patch, augment, write_item
+from diffugts.training.bank import INDEX, KNOWN, TUMOUR, UNKNOWN, Bank, Item, Patch, augment, scanned, write_item
 from diffugts.training.fit import (
     UNTRUSTED,
     admitted,
@@ -32,7 +32,7 @@ from diffugts.training.fit import (
 )
 from diffugts.training.loop import Batch, RunOptions, averaged_state
 from diffugts.training.pretrain import save_model, train_autoencoder, train_flow
-from diffugts.training.recipe import build
+from diffugts.training.recipe import PORTION, Job, _portions, build
 from tiny import tiny_config
 
 RECIPE = {
@@ -55,6 +55,38 @@ def bank_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_build_goes_on_where_it_stopped(bank_folder: Path) -> None:
     recipe = bank_folder.parent / "recipe.json"
     assert build(recipe, bank_folder.parent, bank_folder, 4.0) == 0
+
+
+def test_processes_build_the_same_bank(bank_folder: Path, tmp_path: Path) -> None:
+    recipe = bank_folder.parent / "recipe.json"
+    assert build(recipe, bank_folder.parent, tmp_path, 4.0, processes=2) == 3
+    one, two = ({item.name: item for item in Bank(root).items} for root in (bank_folder, tmp_path))
+    assert one == two
+    for name in one:
+        for kind in ("image", "flags"):
+            assert (bank_folder / f"{name}.{kind}.npy").read_bytes() == (tmp_path / f"{name}.{kind}.npy").read_bytes()
+
+
+def test_one_process_makes_what_comes_of_one_scan_and_every_scan_comes_soon() -> None:
+    todo = [Job(f"{scan}{i}", lambda: pytest.fail("made"), scan) for scan in "ab" for i in range(PORTION + 2)]
+    todo += [Job("c", lambda: pytest.fail("made"))]
+    portions = [[job.name for job in portion] for portion in _portions(todo)]
+    assert [len(portion) for portion in portions] == [PORTION, PORTION, 1, 2, 2]
+    assert [{name[0] for name in portion} for portion in portions] == [{"a"}, {"b"}, {"c"}, {"a"}, {"b"}]
+
+
+def test_a_scanner_blurs_and_adds_noise_to_all_of_a_patch() -> None:
+    image = np.zeros((24,) * 3, np.float32)
+    image[12:] = 0.5
+    item = Item("scan_a", "ct", "torso", "test", (2.0,) * 3)
+    patch = Patch(image, np.full(image.shape, KNOWN, np.uint8), item)
+    seen = [scanned(patch, np.random.default_rng(seed)) for seed in range(20)]
+    steps = [float(out.image[12].mean() - out.image[11].mean()) for out in seen]
+    noise = [float(out.image[16:].std()) for out in seen]
+    assert min(steps) < 0.35
+    assert max(steps) > 0.49
+    assert min(noise) < 1e-3 < 0.012 < max(noise)
+    assert all(out.image.min() >= 0 and out.image.max() <= 1 and out.flags is patch.flags for out in seen)
 
 
 def test_a_wide_crop_shows_more_on_larger_voxels(bank_folder: Path) -> None:

@@ -122,5 +122,51 @@ def test_a_cache_makes_the_features_of_another_patch_of_that_number_anew(bank_fo
     assert not torch.allclose(first[0], features(model, changed.image, patches)[0], atol=0.1)
 
 
+def drawn(bank_folder: Path, options: RunOptions, first: int = 0) -> list[loop.Batch]:
+    return list(batches(Bank(bank_folder), options, first, Workers(), torch.device("cpu")))
+
+
+def test_loaders_draw_the_same_batches_in_the_same_order(bank_folder: Path) -> None:
+    alone, beside = (drawn(bank_folder, RunOptions(5, 2, 32, seed=3, loaders=count), 1) for count in (0, 2))
+    assert len(alone) == len(beside) == 4
+    for one, other in zip(alone, beside, strict=True):
+        assert torch.equal(one.image, other.image)
+        assert torch.equal(one.flags, other.flags)
+        assert (one.draws, one.seeds) == (other.draws, other.seeds)
+        for mine, theirs in zip(one.patches, other.patches, strict=True):
+            assert mine.item == theirs.item
+            assert np.array_equal(mine.image, theirs.image)
+
+
+def test_repeats_are_mirrored_under_other_seeds(bank_folder: Path) -> None:
+    fresh = drawn(bank_folder, RunOptions(6, 2, 32))
+    found = drawn(bank_folder, RunOptions(6, 2, 32, repeats=2))
+    assert len(found) == 2 * 6 - 1  # before the second one there is none to repeat
+    by_draws = {batch.draws: batch for batch in fresh}
+    again = [batch for batch in found if batch.seeds != by_draws[batch.draws].seeds]
+    assert len(again) == 5
+    for batch in again:
+        before = by_draws[batch.draws]
+        assert batch.image.sum() == pytest.approx(float(before.image.sum()))
+        mirrors = [
+            axes
+            for axes in ([], [2], [3], [4], [2, 3], [2, 4], [3, 4], [2, 3, 4])
+            if torch.equal(before.image.flip(axes), batch.image)
+        ]
+        assert mirrors
+        assert torch.equal(before.flags.flip(mirrors[0]), batch.flags)
+
+
+def test_a_run_ends_in_time_at_its_lowest_rate(bank_folder: Path, tmp_path: Path) -> None:
+    options = RunOptions(**{**OPTIONS.__dict__, "steps": 10**6, "minutes": 1e-9})
+    model = tiny_model()
+    model.unet.requires_grad_(True)
+    train_flow(model, Bank(bank_folder), options, tmp_path)
+    assert int(curve(tmp_path)["step"]) == 1
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert saved["step"] == 1
+    assert saved["optimiser"]["param_groups"][0]["lr"] == pytest.approx(0.05 * options.learning_rate)
+
+
 def cache_key() -> dict[str, object]:
     return {"seed": 0, "model": "tiny"}

@@ -116,7 +116,7 @@ def without_crumbs(probability: Array, least_voxels: float) -> Array:
 
     Voxels belong together as in the table of lesions.
     """
-    kept = probability.copy()
+    kept: Array = probability.copy()
     for component, box in _components(probability > 0.5):
         if component.sum() < least_voxels:
             kept[box][component] = 0.5

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 
 from diffugts.synth.field import noise
 
@@ -213,3 +214,17 @@ def augment(patch: Patch, rng: np.random.Generator) -> Patch:
     if rng.random() < 0.5:
         image = image + rng.normal(0, rng.uniform(0, 0.02), image.shape)
     return Patch(np.clip(image, 0, 1).astype(np.float32), np.ascontiguousarray(flags), patch.item, home)
+
+
+def scanned(patch: Patch, rng: np.random.Generator) -> Patch:
+    """A scanner's blur and noise over all that a patch shows.
+
+    What was planted or pasted has other noise than what lies around it, and sharper edges: a head that may look at
+    those learns them instead of tumours.
+    """
+    image = patch.image
+    if rng.random() < 0.6:
+        image = ndimage.gaussian_filter(image, rng.uniform(0.3, 1.2))
+    if rng.random() < 0.8:
+        image = image + rng.normal(0, rng.uniform(0.002, 0.02), image.shape)
+    return replace(patch, image=np.clip(image, 0, 1).astype(np.float32))

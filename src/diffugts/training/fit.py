@@ -22,7 +22,7 @@ from diffugts.backbone.latent_diffusion import LatentDiffusion
 from diffugts.errors import InputError
 from diffugts.prompts import parse
 from diffugts.text import TextEncoder
-from diffugts.training.bank import TUMOUR, UNKNOWN, Bank, Item, Patch
+from diffugts.training.bank import TUMOUR, UNKNOWN, Bank, Item, Patch, scanned
 from diffugts.training.features import FeatureCache, features
 from diffugts.training.foreign import with_foreign
 from diffugts.training.loop import ALONE, Alter, Batch, RunOptions, train
@@ -119,17 +119,17 @@ def admitted(item: Item, excluded: Sequence[str] = (), foreign: bool = False) ->
 def alteration(bank: Bank, foreign: float, options: RunOptions) -> Alter:
     """Foreign patches in ``foreign`` of the patches without a lesion, and in all of those without labels.
 
-    Lesions that the item does not name are unknown.
+    Lesions that the item does not name are unknown. Last, all is blurred and gets noise as a whole.
     """
 
     def alter(patch: Patch, rng: np.random.Generator) -> Patch:
         hidden = patch.unnamed
         patch = replace(patch, flags=np.where(hidden, UNKNOWN, patch.flags).astype(np.uint8))
-        if (patch.flags >= TUMOUR).any() or (patch.item.labelled and rng.random() >= foreign):
-            return patch
-        return with_foreign(
-            patch, lambda: bank.sample(rng, options.size, widest=options.widest), rng, own=not hidden.any()
-        )
+        if not (patch.flags >= TUMOUR).any() and not (patch.item.labelled and rng.random() >= foreign):
+            patch = with_foreign(
+                patch, lambda: bank.sample(rng, options.size, widest=options.widest), rng, own=not hidden.any()
+            )
+        return scanned(patch, rng)
 
     return alter
 
@@ -213,7 +213,7 @@ def train_heads(
         out,
         SLOW,
         workers,
-        alteration(bank, foreign, options) if foreign > 0 else None,
+        alteration(bank, foreign, options),
     )
     return head
 

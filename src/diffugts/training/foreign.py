@@ -188,7 +188,7 @@ def _tissue(patch: Patch, tone: float, rng: np.random.Generator) -> Map:
     grid = [np.arange(len(patch.image), dtype=np.float64)] * 3
     waves = noise(grid, float(rng.uniform(4, 16)), int(rng.integers(2**31)))
     swing = rng.uniform(0, UNEVEN[modality]) * (1 if modality == "ct" else min(1.0, 2 * tone))
-    return np.asarray(tone + swing * waves + rng.uniform(0.3, 1) * _grain(patch.image), np.float32)
+    return np.asarray(tone + swing * waves + rng.uniform(0.5, 1.1) * _grain(patch.image), np.float32)
 
 
 def _pushed(image: Map, blob: _Blob, rng: np.random.Generator) -> Map:
