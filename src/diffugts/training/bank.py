@@ -222,7 +222,7 @@ def scanned(patch: Patch, rng: np.random.Generator) -> Patch:
     What was planted or pasted has other noise than what lies around it, and sharper edges: a head that may look at
     those learns them instead of tumours.
     """
-    image = patch.image
+    image: npt.NDArray[np.floating[Any]] = patch.image
     if rng.random() < 0.6:
         image = ndimage.gaussian_filter(image, rng.uniform(0.3, 1.2))
     if rng.random() < 0.8:
