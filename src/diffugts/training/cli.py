@@ -55,7 +55,7 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--foreign", type=float, default=0.6, metavar="SHARE",
-        help="share of the patches without a lesion that get a piece of another scan to find: %(default)s",
+        help="share of the patches without a lesion that get a piece of another scan, or a mass, to find: %(default)s",
     )  # fmt: skip
     parser.add_argument(
         "--widest", type=float, default=WIDEST, metavar="TIMES",

@@ -1,4 +1,4 @@
-"""Anomalies that are no tumours: a piece of another scan where it does not belong.
+"""Anomalies that are no tumours: a piece of another scan, or a mass, where it does not belong.
 
 Foreign patches (after Tan et al., "Detecting outliers with foreign patch interpolation", 2020) ask the attention head
 for what does not fit its surroundings, in any anatomy, without a model of what a tumour looks like there. They let a
@@ -69,9 +69,12 @@ def with_foreign(patch: Patch, donate: Callable[[], Patch], rng: np.random.Gener
     modality = patch.item.modality[:2]
     home = patch.home if patch.home is not None and patch.home.sum() > IN_SIGHT and rng.random() < AT_HOME else None
     body = ndimage.uniform_filter(patch.image, 5) > BODY[modality]
+    places = np.argwhere((patch.flags == KNOWN) & (body if home is None else home))
+    if not len(places):
+        return patch
     for _ in range(TRIES):
         kind = "mass" if rng.random() < MASSES else "piece"
-        blob = _blob(patch.flags, body if home is None else home, RADIUS[kind], rng)
+        blob = _blob(len(patch.image), rng.choice(places), RADIUS[kind], rng)
         share = np.where(body, blob.share, 0)
         inside = (share > 0.5) & (patch.flags > 0)
         if inside.sum() < max(LEAST_VOXELS, LEAST_SHARE[kind] * (blob.share > 0.5).sum()):
@@ -109,22 +112,17 @@ class _Blob:
     offset: Map
 
 
-def _blob(
-    flags: npt.NDArray[np.uint8], where: npt.NDArray[np.bool_], radii: tuple[float, float], rng: np.random.Generator
-) -> _Blob:
-    """A blob around a known voxel of ``where``; an empty one where there is none."""
-    size = len(flags)
-    places = np.flatnonzero((flags == KNOWN) & where)
-    centre = np.array(np.unravel_index(rng.choice(places) if len(places) else 0, flags.shape))
+def _blob(size: int, centre: npt.NDArray[np.int64], radii: tuple[float, float], rng: np.random.Generator) -> _Blob:
+    """A blob around a voxel of a patch with sides of ``size`` voxels, its radius between ``radii``."""
     radius = float(np.exp(rng.uniform(*np.log(radii))))
     stretch = np.exp(rng.normal(0, 0.25, 3))
-    offset = np.indices(flags.shape, dtype=np.float32) - centre[:, None, None, None].astype(np.float32)
+    offset = np.indices((size,) * 3, dtype=np.float32) - centre[:, None, None, None].astype(np.float32)
     turned = np.tensordot((np.asarray(rotation(rng, 180)) / stretch[:, None]).astype(np.float32), offset, 1)
     distance = np.sqrt((turned**2).sum(0)) / radius
     grid = [np.arange(size, dtype=np.float64)] * 3
     distance += rng.uniform(0, 0.25) * noise(grid, max(radius * 0.6, 2.0), int(rng.integers(2**31)))
     share = np.clip((1 - distance) * radius / rng.uniform(0.8, 4.0) + 0.5, 0, 1).astype(np.float32)
-    return _Blob(share if len(places) else np.zeros_like(share), np.asarray(1 - distance, np.float32), offset)
+    return _Blob(share, np.asarray(1 - distance, np.float32), offset)
 
 
 def _content(patch: Patch, donor: Patch, rng: np.random.Generator, own: bool) -> Map:
@@ -137,7 +135,10 @@ def _content(patch: Patch, donor: Patch, rng: np.random.Generator, own: bool) ->
     if own and kind < 0.2:
         shift = rng.integers(patch.image.shape[0] // 4, 3 * patch.image.shape[0] // 4, 3)
         image = np.roll(patch.image, tuple(int(s) for s in shift), (0, 1, 2))
-    if 0.2 <= kind < 0.6:
+    for axis in range(3):
+        if rng.random() < 0.5:
+            image = np.flip(image, axis)
+    if 0.4 < kind <= 0.7:
         smooth = ndimage.gaussian_filter(image, float(np.exp(rng.uniform(*np.log(EVEN)))))
         image = smooth + rng.uniform(0.2, 1) * _grain(image)
     if kind > 0.7:
@@ -160,10 +161,11 @@ def _even(patch: Patch, donor: Map, rng: np.random.Generator) -> Map:
 def _mass(patch: Patch, blob: _Blob, inside: npt.NDArray[np.bool_], rng: np.random.Generator) -> Map:
     """A mass a little brighter or darker than what it grows in, perhaps with a core and a rim, perhaps seen through.
 
-    Contrasts are drawn alike for every organ: nothing of how tumours look in one goes into it.
+    Contrasts are drawn alike for every organ, and most masses in lungs and in fat are dense: nothing else of how
+    tumours look in an organ goes into it.
     """
     ct = patch.item.modality == "ct"
-    tone, contrasts = float(np.median(patch.image[inside])), FAINT["ct" if ct else "mr"]
+    tone, contrasts = float(np.median(patch.image[inside])), FAINT[patch.item.modality[:2]]
 
     def other(than: float) -> float:
         by = float(np.exp(rng.uniform(*np.log(contrasts)))) * rng.choice([-1.0, 1.0])

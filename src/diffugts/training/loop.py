@@ -123,10 +123,7 @@ class _Share(IterableDataset[Batch]):
         patches = [_drawn(self.bank, options, draw, self.alter) for draw in draws]
         image = torch.from_numpy(np.stack([patch.image for patch in patches]))[:, None]
         flags = torch.from_numpy(np.stack([patch.flags for patch in patches]))[:, None]
-        # Seen as the batch's own memory, so that a loader's patches do not travel twice.
-        bare = [replace(patch, image=image[i, 0].numpy(), flags=flags[i, 0].numpy(), home=None)
-                for i, patch in enumerate(patches)]  # fmt: skip
-        return Batch(image, flags, tuple(bare), tuple(draws), tuple(seeds))
+        return Batch(image, flags, tuple(patches), tuple(draws), tuple(seeds))
 
 
 def batches(
@@ -136,7 +133,7 @@ def batches(
     share = _Share(bank, options, first_step, workers, alter)
     found = _from_loaders(share) if options.loaders else _one_ahead(iter(share))
     earlier: deque[Batch] = deque(maxlen=REMEMBERED)
-    rng = np.random.default_rng((options.seed, 2, first_step))
+    rng = np.random.default_rng((options.seed, 2, first_step, workers.rank))
     for batch in found:
         here = replace(
             batch, image=batch.image.to(device, non_blocking=True), flags=batch.flags.to(device, non_blocking=True)
@@ -166,7 +163,7 @@ def _one_ahead(found: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def _from_loaders(share: _Share) -> Iterator[Batch]:
-    """The same, drawn by ``options.loaders`` processes; patches are views of their batch again."""
+    """The same, drawn by ``options.loaders`` processes; patches are views of their batch, and know of no home."""
     count = share.options.loaders
     loader: DataLoader[Any] = DataLoader(share, None, num_workers=count, prefetch_factor=4, collate_fn=_packed)
     for image, flags, items, draws, seeds in loader:
@@ -231,6 +228,8 @@ def train(
     torch.backends.cudnn.benchmark = device.type == "cuda"  # every batch has the same shape
     for batch in batches(bank, options, step, workers, device, alter):
         progress = _progress(step, time.monotonic() - began, options)
+        if options.minutes:  # all processes end at the same step
+            progress = float(workers.mean(torch.tensor(progress, device=device)))
         for group in optimiser.param_groups:
             group["lr"] = _rate(step, progress, options) * group.get("factor", 1.0)
         with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
