@@ -78,6 +78,21 @@ def test_a_mass_stands_out_from_where_it_grows_and_nowhere_else(value: float, mo
 
 
 @pytest.mark.usefixtures("masses_alone")
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_mass_may_have_the_tone_of_another_tissue_of_its_scan(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    monkeypatch.setattr("diffugts.training.foreign.FAINT", {"mr": (0.001, 0.002)})
+    monkeypatch.setattr("diffugts.training.foreign.UNEVEN", {"mr": 0.0})
+    monkeypatch.setattr("diffugts.training.foreign.OWN_TONES", share)
+    patch = patch_of(0.3, "mr-t1")
+    patch.image[: SIDE // 3], patch.flags[: SIDE // 2] = 0.7, UNKNOWN
+    found = [out for seed in range(10) if (out := with_foreign(patch, never, np.random.default_rng(seed))).item.lesions]
+    assert bool(found) == bool(share)  # of its own tone it could not be seen
+    for out in found:
+        inside = out.flags == TUMOUR
+        assert np.abs(out.image - patch.image)[inside].mean() > VISIBLE["mr"] / 2
+
+
+@pytest.mark.usefixtures("masses_alone")
 def test_a_mass_pushes_what_lies_around_it_outward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffugts.training.foreign.PUSHES", 1.0)
     ramp = np.broadcast_to(np.linspace(0.3, 0.7, SIDE, dtype=np.float32), (SIDE,) * 3)

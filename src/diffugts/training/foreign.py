@@ -24,6 +24,8 @@ RADIUS = {"piece": (3.0, 32.0), "mass": (5.0, 32.0)}  # voxels
 EVEN = (2.0, 20.0)  # voxels over which a smoothed piece is smoothed
 MASSES = 0.75  # share of masses in tones of their surroundings; the others are pieces and tones of other scans
 PUSHES = 0.4  # share of those masses that push aside what lies around them
+OWN_TONES = 0.4  # share of them in the tone of another tissue of their own scan
+MIXED = 0.4  # share of them that are two tissues in patches
 FAINT = {"ct": (0.006, 0.08), "mr": (0.15, 0.9)}  # how much such a mass differs: of 0..1 in CT, of log in MR
 DENSE = (0.46, 0.57)  # of 0..1, -80 to 140 HU: most masses in lungs and in fat
 UNEVEN = {"ct": 0.012, "mr": 0.12}  # most swing of an even mass's tone, 0..1
@@ -150,19 +152,22 @@ def _content(patch: Patch, donor: Patch, rng: np.random.Generator, own: bool) ->
 
 def _even(patch: Patch, donor: Map, rng: np.random.Generator) -> Map:
     """A mass of one tissue: the donor's tone at one place in its body, with slow waves and the patch's grain."""
-    modality = patch.item.modality[:2]
-    tones = ndimage.uniform_filter(donor, 5)
-    tones = tones[tones > (SOFT if modality == "ct" else BODY[modality])]
-    if not len(tones):
-        return donor
-    return _tissue(patch, float(rng.choice(tones)), rng)
+    tones = _tones(donor, patch.item.modality)
+    return _tissue(patch, float(rng.choice(tones)), rng) if len(tones) else donor
+
+
+def _tones(image: Map, modality: str) -> Map:
+    """Smoothed tones of an image's solid tissue, (K,)."""
+    tones = ndimage.uniform_filter(image, 5)
+    return np.asarray(tones[tones > (SOFT if modality == "ct" else BODY[modality[:2]])])
 
 
 def _mass(patch: Patch, blob: _Blob, inside: npt.NDArray[np.bool_], rng: np.random.Generator) -> Map:
-    """A mass a little brighter or darker than what it grows in, perhaps with a core and a rim, perhaps seen through.
+    """A mass a little brighter or darker than what it grows in, or than another tissue of the scan, or like that one.
 
-    Contrasts are drawn alike for every organ, and most masses in lungs and in fat are dense: nothing else of how
-    tumours look in an organ goes into it.
+    Perhaps it has a core and a rim, perhaps a second tissue is mixed in, perhaps it is seen through. Contrasts are
+    drawn alike for every organ, and most masses in lungs and in fat are dense: nothing else of how tumours look in an
+    organ goes into it.
     """
     ct = patch.item.modality == "ct"
     tone, contrasts = float(np.median(patch.image[inside])), FAINT[patch.item.modality[:2]]
@@ -171,8 +176,17 @@ def _mass(patch: Patch, blob: _Blob, inside: npt.NDArray[np.bool_], rng: np.rand
         by = float(np.exp(rng.uniform(*np.log(contrasts)))) * rng.choice([-1.0, 1.0])
         return than + by if ct else than * float(np.exp(by))
 
-    solid = float(rng.uniform(*DENSE)) if ct and tone < SOFT and rng.random() < 0.8 else other(tone)
+    if ct and tone < SOFT and rng.random() < 0.8:
+        solid = float(rng.uniform(*DENSE))
+    elif len(tones := _tones(patch.image, patch.item.modality)) and rng.random() < OWN_TONES:
+        solid = float(rng.choice(tones))
+        solid = solid if rng.random() < 0.3 else other(solid)
+    else:
+        solid = other(tone)
     content = _tissue(patch, solid, rng)
+    if rng.random() < MIXED:
+        waves = noise([np.arange(len(content), dtype=np.float64)] * 3, rng.uniform(3, 12), int(rng.integers(2**31)))
+        content = content + (_tissue(patch, other(solid), rng) - content) / (1 + np.exp(-rng.uniform(2, 8) * waves))
     if rng.random() < 0.4:
         core = np.clip((blob.depth - rng.uniform(0.3, 0.7)) * 8, 0, 1)
         content = content + core * (_tissue(patch, other(solid), rng) - content)
