@@ -33,7 +33,7 @@ def test_shipped_locator_finds_lungs_and_liver_of_a_patient_it_never_saw(
     torso: tuple[np.ndarray, np.ndarray],
 ) -> None:
     image, labels = torso
-    organs = Organs.find(load_locator(locator_file(MODELS / "compact")), image, (4.0, 4.0, 4.0))
+    organs = Organs.find(load_locator(locator_file(MODELS / "compact")), image, (4.0, 4.0, 4.0), "ct")
     for organ, number in (("lung", LUNG), ("liver", LIVER)):
         truth = labels[::2, ::2, ::2][tuple(slice(n) for n in organs.classes.shape)] == L[organ]
         said = organs.classes[tuple(slice(n) for n in truth.shape)] == number
@@ -49,7 +49,7 @@ def test_shipped_locator_finds_lungs_and_liver_of_a_patient_it_never_saw(
 def found(classes: np.ndarray, image: np.ndarray | None = None) -> Organs:
     """As if the locator had said so, of a scan with twice as many voxels a side."""
     shape = tuple(2 * side for side in classes.shape)
-    return Organs(classes, (8.0,) * 3, np.zeros(shape, np.float32) if image is None else image, (4.0,) * 3)
+    return Organs(classes, (8.0,) * 3, np.zeros(shape, np.float32) if image is None else image, (4.0,) * 3, "ct")
 
 
 def test_an_organ_that_is_not_there_or_not_found_well_is_searched_for_everywhere() -> None:

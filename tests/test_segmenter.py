@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from diffugts.anatomy import Organs, Search
+from diffugts.anatomy import Organs
 from diffugts.case import Case, upsampled
 from diffugts.errors import InputError, WeightsError
 from diffugts.heads import Settings
 from diffugts.prompts import parse_all
 from diffugts.refine import Evidence, convincing
 from diffugts.residual import Fusion
+from diffugts.search import Search
 from diffugts.segmenter import Segmenter
 from tiny import tiny_folder
 

@@ -22,10 +22,10 @@ from monai.networks.nets import UNet
 from scipy import ndimage
 from torch import Tensor, nn
 
+from diffugts import soft_tissue
 from diffugts.backbone.weights import MODELS, load_strictly, load_tensors
+from diffugts.search import Map, Mask, Search, smoothed
 
-Map = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 Spacing = tuple[float, float, float]
 
 LOCATOR = "locator.safetensors"
@@ -40,6 +40,8 @@ LEAST_ML = {"lung": 40.0, "liver": 100.0}
 """Organs that are found well enough to look nowhere else, and the least that is taken for a part of one."""
 EVEN = ("liver",)
 """Organs of one tissue."""
+MUSCLE = "soft tissue"
+"""Found by its tone alone; the locator often takes limbs in MR for lungs."""
 CLOSED_MM = 10.0  # gaps in an organ of one tissue that are up to twice as wide are part of it
 DEPTH_MM = 10.0  # under its surface, where vessels enter and neighbours blur, tone tells nothing
 SMOOTH_MM = 3.0
@@ -100,57 +102,48 @@ def load_locator(path: Path) -> Locator:
 
 
 @dataclass(frozen=True, eq=False)
-class Search:
-    """Where an organ's tumours are looked for: (D, H, W) region, and what tone says there, in nats (None: nothing)."""
-
-    region: Mask
-    odds: Map | None = None
-
-    def of(self, attended: Map) -> Map:
-        """P_abn (D, H, W) with tone's odds in the region, 0 outside."""
-        if self.odds is None:
-            return np.where(self.region, attended, 0).astype(np.float32)
-        p = np.clip(attended, 1e-4, 1 - 1e-4)
-        logits = np.log(p / (1 - p)) + self.odds
-        return np.where(self.region, 1 / (1 + np.exp(-logits)), 0).astype(np.float32)
-
-
-@dataclass(frozen=True, eq=False)
 class Organs:
     """What the locator finds in one scan.
 
     Attributes:
         classes: (d, h, w) uint8 likeliest class on the coarse grid. coarse: spacing of that grid, mm.
-        image: (D, H, W) the scan in 0..1, RAS axes. spacing: of its voxels, mm.
+        image: (D, H, W) the scan in 0..1, RAS axes. spacing: of its voxels, mm. modality: "ct" or "mr".
     """
 
     classes: npt.NDArray[np.uint8]
     coarse: Spacing
     image: Map
     spacing: Spacing
+    modality: str
     _searches: dict[str, Search | None] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def find(cls, locator: Locator, image: Map, spacing: Spacing) -> Organs:
+    def find(cls, locator: Locator, image: Map, spacing: Spacing, modality: str) -> Organs:
         """Look for all organs in a scan.
 
         Args:
-            image: (D, H, W) in 0..1, RAS axes, without padding. spacing: its voxels, mm.
+            image: (D, H, W) in 0..1, RAS axes, without padding. spacing: its voxels, mm. modality: "ct" or "mr".
         """
         a, b, c = (max(1, round(side * mm / SPACING_MM)) for side, mm in zip(image.shape, spacing, strict=True))
         small = F.adaptive_avg_pool3d(torch.from_numpy(image)[None, None].float(), (a, b, c))[0, 0].clamp(0, 1)
         classes = shares(locator, small.numpy()).argmax(0).astype(np.uint8)
         i, j, k = (mm * side / n for mm, side, n in zip(spacing, image.shape, (a, b, c), strict=True))
-        return cls(classes, (i, j, k), image, spacing)
+        return cls(classes, (i, j, k), image, spacing, modality)
 
     def search(self, organ: str | None) -> Search | None:
         """Where to look for an organ's tumours; None where it is not found, or is none that is found well."""
-        if organ not in LEAST_ML:
+        if organ is None:
             return None
         if organ not in self._searches:
-            parts = self._parts(organ)
-            self._searches[organ] = None if not parts else self._even(parts) if organ in EVEN else self._hull(parts)
+            self._searches[organ] = self._search(organ)
         return self._searches[organ]
+
+    def _search(self, organ: str) -> Search | None:
+        if organ == MUSCLE:
+            return soft_tissue.search(self.image, self.spacing, self.modality)
+        if organ not in LEAST_ML or not (parts := self._parts(organ)):
+            return None
+        return self._even(parts) if organ in EVEN else self._hull(parts)
 
     def _parts(self, organ: str) -> list[Mask]:
         """The organ's connected parts on the coarse grid, largest first; in an organ of one tissue only that one."""
@@ -183,9 +176,7 @@ class Organs:
         if not deep.any():
             return None
         sigma = [SMOOTH_MM / mm for mm in self.spacing]
-        weight = ndimage.gaussian_filter(whole.astype(np.float32), sigma)
-        tone = ndimage.gaussian_filter(np.where(whole, self.image, 0).astype(np.float32), sigma)
-        tone = np.divide(tone, weight, out=np.zeros_like(tone), where=deep)
+        tone = smoothed(self.image, whole, sigma)
         middle = np.median(tone[deep])
         spread = max(1.4826 * float(np.median(np.abs(tone[deep] - middle))), LEAST_SPREAD)
         odds = np.where(deep, np.clip(0.5 * ((tone - middle) / spread) ** 2 - USUAL, -SURE, SURE), -SURE)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffugts.anatomy import Organs, Search, load_locator, locator_file
+from diffugts.anatomy import Organs, load_locator, locator_file
 from diffugts.aova import Attention, AttentionHead, attend, mean_of_looks
 from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import Encoding
@@ -27,6 +27,7 @@ from diffugts.organs import OrganMap, read_labels
 from diffugts.prompts import Prompt, parse_all
 from diffugts.refine import Evidence, convincing, heal_candidate, refine
 from diffugts.result import PromptResult, Result
+from diffugts.search import Search
 from diffugts.spatial import Placement
 from diffugts.text import prompt_vectors
 from diffugts.volume import Volume
@@ -171,7 +172,8 @@ class Case:
     def organs(self) -> Organs:
         """What the locator finds in this scan."""
         image = self.intensity.forward(self.placement.forward(self.volume.array))[self.placement.scanned]
-        return Organs.find(load_locator(locator_file(self.segmenter.folder)), image, self.placement.spacing)
+        locator = load_locator(locator_file(self.segmenter.folder))
+        return Organs.find(locator, image, self.placement.spacing, self.modality)
 
     def second_look(self, prompt: Prompt) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """Attention's logits on any image (D, H, W) in 0..1 of the model grid; None where no head was fitted."""

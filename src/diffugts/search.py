@@ -1,0 +1,72 @@
+"""Where a prompt is searched for, and what the scan itself says there besides attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+Map = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+LEAST_P = 1e-4
+FARTHEST = 3.0  # usual deviations from the median: more says no more
+SMOOTH_VOX = 2.0
+SHARPNESS = 2.0  # logits per usual deviation
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Where an organ's tumours are looked for.
+
+    Attributes:
+        region: (D, H, W).
+        odds: (D, H, W) what the scan says there, in nats, or with ``share`` in usual deviations; None: nothing.
+        share: of the region that one tumour is taken to fill, where neither attention nor odds can be sure in
+            themselves: what counts is then where both are highest in this scan. 0 where attention's own measure counts.
+    """
+
+    region: Mask
+    odds: Map | None = None
+    share: float = 0.0
+
+    def of(self, attended: Map) -> Map:
+        """P_abn (D, H, W) with the odds in the region, 0 outside."""
+        if self.odds is None:
+            return np.where(self.region, attended, 0).astype(np.float32)
+        p = np.clip(attended, LEAST_P, 1 - LEAST_P)
+        logits: Map = np.log(p / (1 - p))
+        if self.share:
+            return self._likeliest(standardised(logits, self.region) + self.odds)
+        return np.where(self.region, 1 / (1 + np.exp(-(logits + self.odds))), 0).astype(np.float32)
+
+    def _likeliest(self, total: Map) -> Map:
+        """0.5 at the surface of what is highest, 0 outside the region and in all parts of it but the main one."""
+        total = smoothed(total, self.region, SMOOTH_VOX)
+        excess = np.where(self.region, total - np.quantile(total[self.region], 1 - self.share), -np.inf)
+        labels, count = ndimage.label(excess > 0)
+        if not count:
+            return np.zeros(total.shape, np.float32)
+        sums = ndimage.sum(np.maximum(excess, 0), labels, np.arange(1, count + 1))
+        apart = (labels > 0) & (labels != 1 + int(np.argmax(sums)))
+        found: Map = np.where(apart, 0, 1 / (1 + np.exp(-SHARPNESS * excess))).astype(np.float32)
+        return found
+
+
+def standardised(values: Map, region: Mask) -> Map:
+    """How many usual deviations (1.48 median deviations) from the region's median, at most ``FARTHEST``."""
+    inside = values[region]
+    middle = np.median(inside)
+    usual = max(1.4826 * float(np.median(np.abs(inside - middle))), 1e-6)
+    found: Map = np.clip((values - middle) / usual, -FARTHEST, FARTHEST).astype(np.float32)
+    return found
+
+
+def smoothed(values: Map, region: Mask, sigma: float | Sequence[float]) -> Map:
+    """Gaussian smoothing that looks at the region alone."""
+    weight = ndimage.gaussian_filter(region.astype(np.float32), sigma)
+    total = ndimage.gaussian_filter(np.where(region, values, 0).astype(np.float32), sigma)
+    return np.asarray(np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-3), np.float32)
