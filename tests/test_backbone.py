@@ -9,6 +9,7 @@ import torch
 
 from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.config import ModelConfig
+from diffugts.backbone.convolutions import QuickConv3d, laid_out
 from diffugts.backbone.image_stage import contrast_stage, image_stage
 from diffugts.backbone.latent_diffusion import Encoding, LatentDiffusion, windows
 from diffugts.backbone.networks import LinearCode, cpu_safe, depth_to_space, space_to_depth, stage_taps
@@ -219,3 +220,28 @@ def test_contrast_stage_shows_a_faint_lesion_beside_air_and_bone_alike(beside: f
     wide = stage[lesion][2:4]  # against the organ's tissue within 13 blocks
     assert float(wide.mean()) < -1.5
     assert float(stage[0, 2:4, 18:, :, :].abs().mean()) < 1
+
+
+@pytest.mark.parametrize("sizes", [{}, {"stride": 2, "padding": 1}, {"padding": (1, 0, 2), "dilation": 2, "groups": 2}])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_quick_convolutions_answer_as_usual_ones(sizes: dict[str, int], batch: int) -> None:
+    torch.manual_seed(0)
+    usual = torch.nn.Conv3d(8, 12, 3, **sizes)
+    quick = laid_out(torch.nn.Sequential(torch.nn.Conv3d(8, 12, 3, **sizes)))
+    quick[0].load_state_dict(usual.state_dict())
+    assert type(quick[0]) is QuickConv3d
+    x = torch.randn(batch, 8, 9, 10, 11)
+    with torch.no_grad():
+        torch.testing.assert_close(quick(x), usual(x), atol=1e-5, rtol=1e-5)
+    quick(x).sum().backward()
+    usual(x).sum().backward()
+    torch.testing.assert_close(quick[0].weight.grad, usual.weight.grad, atol=1e-3, rtol=1e-4)
+
+
+def test_a_small_volume_is_not_passed_over(model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    ours = QuickConv3d._passed_over
+    monkeypatch.setattr(QuickConv3d, "_passed_over", lambda self, x: taken.append(ours(self, x)) or taken[-1])
+    model.encode(_image(16, 16, 16), CT)
+    assert taken
+    assert all(taken) or not torch.backends.mkldnn.is_available()

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffugts.backbone.convolutions import laid_out
 from diffugts.backbone.latent_diffusion import blending_weight, windows
 
 WIDTHS = {1: 16, 2: 32}  # of the adapters, by stride of the grid; 96 where it is coarser
@@ -206,7 +207,7 @@ class AttentionHead(nn.Module):
         self.align = nn.Linear(config.text_dim, config.hidden, bias=False)  # for the contrastive loss alone
         self.judge = _mlp(config.hidden + 1, config.hidden, 1)
         self.offset = nn.Parameter(torch.tensor(-3.0))  # most voxels are healthy: start there
-        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stub lacks it
+        laid_out(self)
 
     def normalise(self, stages: Sequence[Tensor]) -> list[Tensor]:
         """Stages (N, C_l, ·) with the statistics seen in training removed."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from diffugts.backbone.conditions import REGIONS, Conditions, Organs
 from diffugts.backbone.config import MODALITY_CODES, ModelConfig
+from diffugts.backbone.convolutions import laid_out
 from diffugts.backbone.image_stage import CONTRAST_CHANNELS, IMAGE_CHANNELS, contrast_stage, image_stage
 from diffugts.backbone.networks import Autoencoder, build_unet
 from diffugts.errors import InputError
@@ -52,7 +53,7 @@ class LatentDiffusion(nn.Module):
         self.autoencoder = Autoencoder(config)
         self.unet = build_unet(config)
         self.controlnet: nn.Module | None = None  # only where an organ map is to be painted (``weights.load_backbone``)
-        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stub lacks it
+        laid_out(self)
 
     def frozen(self) -> LatentDiffusion:
         """Evaluation mode without gradients."""
