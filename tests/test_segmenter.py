@@ -105,7 +105,11 @@ def test_organ_that_the_head_never_saw_is_looked_for_where_it_lies(case: Case, m
     assert within[~region].max() == 0 < within[region].min()
     assert everywhere[~region].min() > 0
     assert set(asked) == {"liver"}
-    assert "in the liver that was found in it" in knows.segment("liver tumor")["liver tumor"].warnings[0]
+    assert "in the liver that was found in it." in knows.segment("liver tumor")["liver tumor"].warnings[0]
+    even = Search(region, np.zeros(region.shape, np.float32), 0.2)
+    monkeypatch.setattr(Organs, "search", lambda self, organ: even)
+    sarcoma = knows.segment("sarcoma of soft tissue")["sarcoma of soft tissue"]
+    assert "in the soft tissue that was found in it, where it is deep and even." in sarcoma.warnings[0]
 
 
 def test_second_prompt_does_not_encode_again(

@@ -290,10 +290,12 @@ class Case:
         asked = self.segmenter.asked(prompt)
         if asked is not prompt and not given:
             searched = "the whole scan; tumours of other organs count too"
-            where = searched if self.search(prompt) is None else f"the {prompt.anatomy} that was found in it"
+            if search := self.search(prompt):
+                even = ", where it is deep and even" if search.share else ""
+                searched = f"the {prompt.anatomy} that was found in it{even}"
             return (
                 f"The model saw no tumour of the {prompt.anatomy} in training, so {prompt.text!r} was asked as "
-                f"{asked.text!r} in {where}.",
+                f"{asked.text!r} in {searched}.",
             )
         return ()
 
