@@ -60,7 +60,7 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile):
 
 
 def test_the_package_is_small_enough_to_ship(wheel: zipfile.ZipFile):
-    assert sum(entry.compress_size for entry in wheel.infolist()) < 80e6  # PyPI takes 100 MB; each head is 10
+    assert sum(entry.compress_size for entry in wheel.infolist()) < 90e6  # PyPI takes 100 MB; each head is 10
 
 
 def test_every_public_name_can_be_imported():

@@ -128,7 +128,7 @@ class Jobs:
         return job
 
     def discard(self, job: Job) -> None:
-        """Remove the files of a job that will not be queued."""
+        """Remove the files of a job that has failed or will not be queued."""
         shutil.rmtree(job.folder, ignore_errors=True)
 
     def queue(self, job: Job) -> None:
@@ -203,6 +203,8 @@ class Jobs:
         except Exception:
             log.exception("job %s: the server failed", job.id[:8])
             outcome = {"status": "failed", "error": "The server failed; its log says more."}
+        if outcome is None or outcome["status"] != "done":  # whoever hears that it failed finds no file of it
+            self.discard(job)
         with self._lock:
             if job.status != "running":  # cancelled meanwhile
                 pass
