@@ -35,8 +35,13 @@ from diffugts.tiles import Cover, clusters, volume
 from diffugts.volume import Volume
 from tiny_maisi import SHIPPED, maisi_config, maisi_model, models_folder, nvidia_files
 
-ROUNDING = {"atol": 1e-4, "rtol": 1e-4}  # our convolutions may take another kernel than MONAI's
 CT = Conditions((1.5, 1.4, 3.0), "ct")
+
+
+@pytest.fixture
+def usual_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions as MONAI's: to compare with it to the last digits."""
+    monkeypatch.setattr("diffugts.backbone.convolutions.ONEDNN", False)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +95,7 @@ def test_every_key_and_shape_is_that_of_monais_own_class() -> None:
 # --- parity with MONAI's classes --------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("usual_kernels")
 def test_encode_and_decode_are_monais(flow: LatentDiffusion) -> None:
     from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 
@@ -99,8 +105,8 @@ def test_encode_and_decode_are_monais(flow: LatentDiffusion) -> None:
     with torch.no_grad():
         mu, _ = monai.encode(x)
         encoding = flow.encode(x, CT)
-        torch.testing.assert_close(encoding.latent, mu * flow.config.scale_factor, **ROUNDING)
-        torch.testing.assert_close(flow.decode(encoding.latent), monai.decode(mu), **ROUNDING)
+        torch.testing.assert_close(encoding.latent, mu * flow.config.scale_factor, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(flow.decode(encoding.latent), monai.decode(mu), atol=1e-5, rtol=1e-5)
     assert tuple(stage.shape[1] for stage in encoding.stages) == flow.feature_channels
     assert [32 // stage.shape[2] for stage in encoding.stages] == list(flow.feature_strides)
 
@@ -114,6 +120,7 @@ def _monais_unet(model: LatentDiffusion) -> nn.Module:
     return net
 
 
+@pytest.mark.usefixtures("usual_kernels")
 def test_one_denoising_step_is_monais_with_maisis_conditions(flow: LatentDiffusion, ddpm: LatentDiffusion) -> None:
     spacing = torch.tensor([[150.0, 140.0, 300.0]])
     z = latent()
@@ -121,7 +128,7 @@ def test_one_denoising_step_is_monais_with_maisis_conditions(flow: LatentDiffusi
         wanted = _monais_unet(flow)(
             x=z, timesteps=torch.tensor([700.0]), spacing_tensor=spacing, class_labels=torch.tensor([1])
         )
-        torch.testing.assert_close(flow.predict(z, torch.tensor([0.7]), [CT]), wanted, **ROUNDING)
+        torch.testing.assert_close(flow.predict(z, torch.tensor([0.7]), [CT]), wanted, atol=1e-5, rtol=1e-5)
         wanted = _monais_unet(ddpm)(
             x=z,
             timesteps=torch.tensor([700.0]),
@@ -130,7 +137,7 @@ def test_one_denoising_step_is_monais_with_maisis_conditions(flow: LatentDiffusi
             bottom_region_index_tensor=torch.tensor([[0.0, 0.0, 0.0, 100.0]]),
         )
         told = replace(CT, regions=parse_regions("chest-pelvis"))
-        torch.testing.assert_close(ddpm.predict(z, torch.tensor([700.0]), [told]), wanted, **ROUNDING)
+        torch.testing.assert_close(ddpm.predict(z, torch.tensor([700.0]), [told]), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_thirty_step_trajectory_is_that_of_monais_scheduler(flow: LatentDiffusion) -> None:

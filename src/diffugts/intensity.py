@@ -25,6 +25,9 @@ SPARSE = 0.5
 SAMPLE = 2**22
 """Voxels that statistics look at; more of them change no percentile that matters."""
 
+BINS = 256
+"""Of the histogram that thresholds are looked for in."""
+
 
 def guess_modality(volume: Volume) -> tuple[Modality, str]:
     """Tell CT from MR, with the reason in words for the user.
@@ -132,6 +135,27 @@ class IntensityMap:
     def from_dict(cls, values: dict[str, Any]) -> IntensityMap:
         """The map that `to_dict` described."""
         return cls(**{**values, "warnings": tuple(values["warnings"])})
+
+
+def three_classes(values: npt.NDArray[np.floating[Any]]) -> tuple[float, float] | None:
+    """The two cuts between three classes of values of any shape (multi-Otsu); None where there are no three."""
+    from skimage.filters import threshold_multiotsu
+
+    histogram = histogram_of(values)
+    if histogram is None or np.count_nonzero(histogram[0]) < 3:
+        return None
+    low, high = threshold_multiotsu(hist=histogram, classes=3)
+    return float(low), float(high)
+
+
+def histogram_of(
+    values: npt.NDArray[np.floating[Any]],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
+    """(counts, bin centres); None where values do not differ."""
+    if not values.size or values.min() == values.max():
+        return None
+    counts, edges = np.histogram(values, BINS)
+    return counts, (edges[:-1] + edges[1:]) / 2
 
 
 def _sample(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from diffugts.intensity import three_classes
 from diffugts.search import Map, Mask, Search, standardised
 
 MUSCLE_CT = (0.47, 0.57)  # of 0..1: -60 to 140 HU
@@ -48,13 +49,12 @@ def evenness(image: Map, spacing: tuple[float, float, float], modality: str) -> 
 
 def _muscle(tone: Map, spacing: tuple[float, float, float], modality: str) -> Mask | None:
     """What is as bright as muscle, opened; None in MR whose fat is not its brightest tissue."""
-    from skimage.filters import threshold_multiotsu
-
     low, high = MUSCLE_CT
     if modality == "mr":
-        if tone.min() == tone.max():
+        cuts = three_classes(tone)  # air, muscle, fat
+        if cuts is None:
             return None
-        low, high = threshold_multiotsu(tone, 3)  # air, muscle, fat
+        low, high = cuts
         body = ndimage.binary_closing(tone > BODY_MR, iterations=2)
         beyond = np.pad(body, 1, mode="edge")  # where the scan ends the body goes on
         depth = ndimage.distance_transform_edt(beyond, sampling=spacing)[1:-1, 1:-1, 1:-1]

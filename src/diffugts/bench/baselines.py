@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from diffugts.bench.metrics import Map, Mask
+from diffugts.intensity import histogram_of, three_classes
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from diffugts.backbone.conditions import Conditions
     from diffugts.backbone.latent_diffusion import LatentDiffusion
 
-BINS = 256  # of the histogram that thresholds are looked for in
 HALF = 0.5  # the flow time that a scan is noised to: half signal, half noise
 TILE = 32  # latent voxels that the flow sees at once
 
@@ -28,20 +27,20 @@ def otsu(image: Map, body: Mask) -> Mask:
     """
     from skimage.filters import threshold_otsu
 
-    histogram = _histogram(image[body])
+    histogram = histogram_of(image[body])
     return body & (image > threshold_otsu(hist=histogram)) if histogram else np.zeros_like(body)
 
 
 def brightest(image: Map, body: Mask) -> Mask:
     """The brightest of three classes (multi-Otsu) of the body's values: its largest part after opening."""
-    cuts = _two_cuts(image[body])
+    cuts = three_classes(image[body])
     return largest_part(body & (image > cuts[1])) if cuts else np.zeros_like(body)
 
 
 def middle(image: Map, body: Mask) -> Mask:
     """The middle of three classes of the whole scan, which are air, soft tissue and what is brighter: its largest
     part after opening. ``body`` plays no part."""
-    cuts = _two_cuts(image.ravel())
+    cuts = three_classes(image.ravel())
     return largest_part((image > cuts[0]) & (image <= cuts[1])) if cuts else np.zeros_like(body)
 
 
@@ -55,24 +54,6 @@ def largest_part(mask: Mask) -> Mask:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return np.asarray(labels == sizes.argmax())
-
-
-def _two_cuts(values: Map) -> tuple[float, float] | None:
-    from skimage.filters import threshold_multiotsu
-
-    histogram = _histogram(values)
-    if histogram is None or np.count_nonzero(histogram[0]) < 3:
-        return None
-    low, high = threshold_multiotsu(hist=histogram, classes=3)
-    return float(low), float(high)
-
-
-def _histogram(values: Map) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
-    """(counts, bin centres); None where values do not differ."""
-    if not values.size or values.min() == values.max():
-        return None
-    counts, edges = np.histogram(values, BINS)
-    return counts, (edges[:-1] + edges[1:]) / 2
 
 
 def anomaly_map(model: LatentDiffusion, latent: torch.Tensor, conditions: Conditions, seed: int) -> Map:

@@ -203,9 +203,9 @@ class Jobs:
         except Exception:
             log.exception("job %s: the server failed", job.id[:8])
             outcome = {"status": "failed", "error": "The server failed; its log says more."}
-        if outcome is None or outcome["status"] != "done":  # whoever hears that it failed finds no file of it
-            self.discard(job)
         with self._lock:
+            if job.status != "running" or outcome is None or outcome["status"] != "done":
+                self.discard(job)  # first: whoever hears that it failed finds no file of it
             if job.status != "running":  # cancelled meanwhile
                 pass
             elif outcome is None:
@@ -217,8 +217,6 @@ class Jobs:
             else:
                 error = str(outcome.get("error", "no reason given"))
                 self._end(job, "failed", error=error.replace(str(job.folder) + "/", ""))
-        if job.status != "done":
-            self.discard(job)
 
     def _end(self, job: Job, status: Status, error: str | None = None) -> None:
         job.status, job.error, job.ended, job.stage, job.progress = status, error, time.time(), None, None
