@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from diffugts.case import Case
-from diffugts.heads import HEADS, Settings, heads_folder, held_out_heads
+from diffugts.heads import HEADS, Settings, heads_folder
 from diffugts.healing import Sampling
 from diffugts.prompts import parse_all
 from diffugts.refine import convincing, heal_candidate, refine
@@ -74,8 +74,7 @@ def main() -> None:
 
 def unseen(model: Path, organ: str | None) -> set[str]:
     """The organs that a held-out head, named by one of them, never saw; none for the default head."""
-    folder = heads_folder(model, organ)
-    return {name for name, path in held_out_heads(model).items() if path == folder}
+    return set() if organ is None else set(heads_folder(model, organ).name.replace("-", " ").split("+"))
 
 
 def fits(organs: set[str], hidden: set[str], only: set[str]) -> bool:

@@ -103,7 +103,7 @@ def load_locator(path: Path) -> Locator:
 
 @dataclass(frozen=True, eq=False)
 class Organs:
-    """What the locator finds in one scan.
+    """What the locator finds in one scan, and muscle, which its tone tells.
 
     Attributes:
         classes: (d, h, w) uint8 likeliest class on the coarse grid. coarse: spacing of that grid, mm.
