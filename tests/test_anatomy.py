@@ -42,8 +42,12 @@ def test_shipped_locator_finds_lungs_and_liver_of_a_patient_it_never_saw(
         assert search is not None
         assert search is organs.search(organ)
         assert search.region.shape == image.shape
-        assert search.region[labels == L[organ]].mean() > (0.85 if organ == "lung" else 0.3)  # of the liver its depth
         assert search.region.mean() < 0.35
+    in_liver, in_lungs = organs.search("liver"), organs.search("lung")
+    assert in_liver is not None
+    assert in_lungs is not None
+    assert in_liver.region[labels == L["liver"]].mean() > 0.7
+    assert in_lungs.region[labels == L["lung"]].mean() < 0.1  # air is no tumour
 
 
 def found(classes: np.ndarray, image: np.ndarray | None = None) -> Organs:
@@ -59,36 +63,6 @@ def test_an_organ_that_is_not_there_or_not_found_well_is_searched_for_everywhere
     full = found(np.full((8, 8, 8), 1 + CLASSES.index("pancreas"), np.uint8))
     assert full.search("pancreas") is None
     assert full.search("heart") is None
-
-
-def test_region_fills_what_an_organ_surrounds_in_two_planes_and_leaves_small_parts_out() -> None:
-    classes = np.zeros((20, 20, 10), np.uint8)
-    classes[2:9, 2:12, 1:9] = LUNG
-    classes[4:7, 2:9, 3:6] = 0  # a mass in it, against the wall: open to one side
-    classes[17, 17, 3] = LUNG  # gas
-    search = found(classes).search("lung")
-    assert search is not None
-    region, attended = search.region, np.full((40, 40, 20), 0.3, np.float32)
-    assert np.array_equal(search.of(attended), np.where(region, attended, 0))
-    assert region[9:13, 5:17, 7:11].all()
-    assert not region[32:, 32:].any()
-    assert not region[:, :, :1].any()
-
-
-def test_in_an_organ_of_one_tissue_another_tone_is_suspicious_and_a_vessel_is_not() -> None:
-    classes = np.zeros((20, 20, 20), np.uint8)
-    classes[2:18, 2:18, 2:18] = LIVER
-    image = np.full((40, 40, 40), 0.55, np.float32) + np.random.default_rng(0).normal(0, 0.01, (40, 40, 40))
-    image[18:24, 18:24, 18:24] -= 0.04  # 80 HU darker
-    image[12:30, 12, 12] += 0.08
-    image[4:6, 18:24, 18:24] += 0.3  # at the surface: a neighbour
-    search = found(classes, image.astype(np.float32)).search("liver")
-    assert search is not None
-    there = search.of(np.full((40, 40, 40), 0.05, np.float32))
-    assert there[20:22, 20:22, 20:22].min() > 0.5
-    assert np.median(there[search.region]) < 0.05
-    assert there[14:28, 12, 12].max() < 0.5
-    assert there[:6].max() == 0
 
 
 def test_masses_hide_an_organ_from_sight_and_not_from_the_target(monkeypatch: pytest.MonkeyPatch) -> None:

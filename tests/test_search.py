@@ -1,4 +1,4 @@
-"""Where a prompt is searched for: a region, what the scan says there, and a mass in muscle."""
+"""Where a prompt is searched for: a region, what the scan says there, and masses in muscle, lung and liver."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from diffugts import soft_tissue
 from diffugts.bench.metrics import dice
-from diffugts.search import FARTHEST, Search, smoothed, standardised
+from diffugts.search import Search, liver, lung, smoothed, soft_tissue, standardised
+from diffugts.search.base import FARTHEST
 
 SIDE = 48
 SPACING = (2.0, 2.0, 2.0)
@@ -51,6 +51,110 @@ def test_an_even_mass_in_muscle_is_found_where_attention_says_nothing(modality: 
 )
 def test_where_muscle_cannot_be_told_nothing_is_said(image: np.ndarray, modality: str) -> None:
     assert soft_tissue.search(image, SPACING, modality) is None
+
+
+def ball(x: float, y: float, z: float, radius: float, side: int = 64) -> np.ndarray:
+    i, j, k = np.indices((side,) * 3)
+    return (i - x) ** 2 + (j - y) ** 2 + (k - z) ** 2 < radius**2
+
+
+def ct(hu: np.ndarray, seed: int = 0) -> np.ndarray:
+    """A CT in 0..1 with some noise."""
+    return ((hu + np.random.default_rng(seed).normal(0, 12, hu.shape) + 1000) / 2000).clip(0, 1).astype(np.float32)
+
+
+def chest() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """HU of a body with one lung, its lung, and a mass against the lung's wall."""
+    body, inside, mass = ball(32, 32, 32, 28), ball(32, 32, 32, 18), ball(43, 32, 32, 6)
+    hu = np.where(body, 50.0, -1000.0)
+    hu[inside] = -850
+    hu[inside & (np.indices(hu.shape)[0] % 16 == 0) & (np.indices(hu.shape)[1] % 16 == 0)] = -200  # vessels
+    hu[mass] = 40
+    return hu, inside & ~mass, mass & inside
+
+
+def test_a_mass_against_the_wall_of_a_lung_is_looked_for_and_neither_air_nor_body_is() -> None:
+    hu, lungs, mass = chest()
+    said = lungs & (np.indices(hu.shape)[2] < 36)  # the locator misses a good part
+    found = lung.search(ct(hu), SPACING, "ct", said)
+    assert found is not None
+    assert found.region[mass].mean() > 0.75
+    assert found.region[lungs].mean() < 0.1
+    assert not found.region[~ball(32, 32, 32, 20)].any()  # the air around the body is no lung
+
+
+def test_in_mr_the_lung_is_what_the_locator_says_with_what_it_surrounds() -> None:
+    _, lungs, mass = chest()
+    found = lung.search(np.full(lungs.shape, 0.1, np.float32), SPACING, "mr", lungs)
+    assert found is not None
+    assert found.region[mass].mean() > 0.75
+    assert found.region[lungs].mean() > 0.8
+
+
+def test_no_lung_no_region() -> None:
+    hu, lungs, _ = chest()
+    assert lung.search(ct(hu), SPACING, "ct", np.zeros_like(lungs)) is None
+
+
+LIVER = ball(32, 32, 32, 26)
+LESION, SECOND = ball(26, 32, 40, 5), ball(40, 28, 24, 5)
+
+
+def abdomen() -> np.ndarray:
+    """HU of a liver in fat, with muscle beside it, a vessel through it and a gallbladder in its surface."""
+    hu = np.where(LIVER, 100.0, -100.0)
+    hu[:, :4] = 55
+    hu[30:33, 30:33] = 180
+    hu[ball(32, 55, 32, 6)] = 5
+    return hu
+
+
+@pytest.mark.parametrize("said", [None, LIVER & ~LESION], ids=["locator lost", "locator found it"])
+@pytest.mark.parametrize("contrast", [-50, 50])
+def test_in_a_liver_another_tone_is_a_part_and_vessels_bile_and_neighbours_are_none(
+    contrast: float, said: np.ndarray | None
+) -> None:
+    hu, lesion = abdomen(), LESION if contrast < 0 else ball(20, 32, 40, 7)
+    hu[lesion] += contrast
+    found = liver.search(ct(hu), SPACING, "ct", said)
+    assert found is not None
+    assert dice(found.of(np.full(hu.shape, 0.01, np.float32)) > 0.5, lesion) > 0.75
+    assert found.region[LIVER].mean() > 0.8
+
+
+def test_attention_says_which_part_is_meant() -> None:
+    hu = abdomen()
+    hu[LESION | SECOND] -= 50
+    found = liver.search(ct(hu), SPACING, "ct", LIVER)
+    assert found is not None
+    attended = np.full(hu.shape, 0.02, np.float32)
+    assert dice(found.of(attended) > 0.5, LESION | SECOND) > 0.75
+    attended[SECOND] = 0.06
+    assert dice(found.of(attended) > 0.5, SECOND) > 0.75
+
+
+def test_a_liver_of_one_tone_shows_nothing_and_without_one_nothing_is_said() -> None:
+    found = liver.search(ct(abdomen()), SPACING, "ct", LIVER)
+    assert found is not None
+    assert not found.of(np.full(LIVER.shape, 0.9, np.float32)).any()
+    assert liver.search(ct(np.full(LIVER.shape, -100.0)), SPACING, "ct", None) is None
+    assert liver.search(np.full(LIVER.shape, 0.5, np.float32), SPACING, "mr", None) is None
+
+
+def test_in_mr_another_tone_deep_in_the_liver_is_suspicious_and_a_vessel_is_not() -> None:
+    image = np.full((40, 40, 40), 0.55, np.float32) + np.random.default_rng(0).normal(0, 0.01, (40, 40, 40))
+    image[18:24, 18:24, 18:24] -= 0.04
+    image[12:30, 12, 12] += 0.08
+    image[4:6, 18:24, 18:24] += 0.3  # at the surface: a neighbour
+    said = np.zeros(image.shape, bool)
+    said[4:36, 4:36, 4:36] = True
+    found = liver.search(image.astype(np.float32), (4.0,) * 3, "mr", said)
+    assert found is not None
+    there = found.of(np.full((40, 40, 40), 0.05, np.float32))
+    assert there[20:22, 20:22, 20:22].min() > 0.5
+    assert np.median(there[found.region]) < 0.05
+    assert there[14:28, 12, 12].max() < 0.5
+    assert there[:6].max() == 0
 
 
 def test_attention_outside_the_region_counts_for_nothing() -> None:

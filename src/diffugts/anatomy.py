@@ -1,15 +1,14 @@
-"""Where the organ that a prompt names lies, and what in it has another tone. Ours; the paper has nothing like it.
+"""Where the organ that a prompt names lies. Ours; the paper has nothing like it.
 
 To a head that never saw tumours of an organ, the organ's name means nothing: asked for any tumour, it points anywhere
 in the scan. A small network finds the organ on a coarse grid instead. It was trained on healthy synthetic patients
-alone (``training.anatomy``), so no tumour of any organ was ever a target of it. In an organ of one tissue, what differs
-from the scan's own tone of it is suspicious besides, whatever the head says.
+alone (``training.anatomy``), so no tumour of any organ was ever a target of it. Where in the organ a tumour may lie,
+the scan itself tells (``search``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,11 +21,8 @@ from monai.networks.nets import UNet
 from scipy import ndimage
 from torch import Tensor, nn
 
-from diffugts import soft_tissue
 from diffugts.backbone.weights import MODELS, load_strictly, load_tensors
-from diffugts.search import Map, Mask, Search, smoothed
-
-Spacing = tuple[float, float, float]
+from diffugts.search import Map, Mask, Search, Spacing, liver, lung, soft_tissue
 
 LOCATOR = "locator.safetensors"
 SPACING_MM = 8.0
@@ -36,18 +32,7 @@ CLASSES = (
     "lung", "liver", "kidney", "spleen", "pancreas", "stomach", "colon", "bladder", "brain", "bone", "soft tissue",
 )  # fmt: skip
 """What is told apart; the number of a class is its place here plus one."""
-LEAST_ML = {"lung": 40.0, "liver": 100.0}
-"""Organs that are found well enough to look nowhere else, and the least that is taken for a part of one."""
-EVEN = ("liver",)
-"""Organs of one tissue."""
-MUSCLE = "soft tissue"
-"""Found by its tone alone; the locator often takes limbs in MR for lungs."""
-CLOSED_MM = 10.0  # gaps in an organ of one tissue that are up to twice as wide are part of it
-DEPTH_MM = 10.0  # under its surface, where vessels enter and neighbours blur, tone tells nothing
-SMOOTH_MM = 3.0
-LEAST_SPREAD = 0.003  # of 0..1: no tone is more even than this
-USUAL = 2.0  # nats of z²/2 up to which a tone is the organ's own
-SURE = 4.0  # nats: most that tone says, for or against
+LEAST_LIVER_ML = 100.0
 WIDTHS = (16, 32, 64, 96)
 NARROW = (0.42, 0.62)  # of 0..1: -160 to 240 HU
 
@@ -139,48 +124,19 @@ class Organs:
         return self._searches[organ]
 
     def _search(self, organ: str) -> Search | None:
-        if organ == MUSCLE:
+        if organ == "soft tissue":  # its tone tells; the locator often takes limbs in MR for lungs
             return soft_tissue.search(self.image, self.spacing, self.modality)
-        if organ not in LEAST_ML or not (parts := self._parts(organ)):
-            return None
-        return self._even(parts) if organ in EVEN else self._hull(parts)
+        if organ == "lung":
+            return lung.search(self.image, self.spacing, self.modality, self._finer(self._said(organ)))
+        if organ == "liver":
+            labels, _ = ndimage.label(self._said(organ))
+            ml = np.bincount(labels.ravel())[1:] * math.prod(self.coarse) / 1000
+            largest = self._finer(labels == 1 + int(np.argmax(ml))) if ml.max(initial=0) >= LEAST_LIVER_ML else None
+            return liver.search(self.image, self.spacing, self.modality, largest)
+        return None
 
-    def _parts(self, organ: str) -> list[Mask]:
-        """The organ's connected parts on the coarse grid, largest first; in an organ of one tissue only that one."""
-        labels, count = ndimage.label(self.classes == 1 + CLASSES.index(organ))
-        ml = np.bincount(labels.ravel(), minlength=count + 1)[1:] * math.prod(self.coarse) / 1000
-        found = [labels == 1 + number for number in np.argsort(-ml) if ml[number] >= LEAST_ML[organ]]
-        return found[:1] if organ in EVEN else found
-
-    def _hull(self, parts: Sequence[Mask]) -> Search | None:
-        """What is inside each part's convex outline in two of the three planes at least.
-
-        A tumour may look like anything but its organ, and the locator then takes it for something else.
-        """
-        hull = np.zeros(self.classes.shape, np.bool_)
-        for part in parts:
-            hull |= sum(_outlined(part, axis) for axis in range(3)) >= 2
-        region = self._finer(hull)
-        return Search(region) if region.any() else None
-
-    def _even(self, parts: Sequence[Mask]) -> Search | None:
-        """What is deep in the organ, and how far its tone is from the organ's; None where nothing is deep.
-
-        The organ's tone is the median, as wide as the median deviation says.
-        """
-        whole = self._finer(parts[0])
-        near = ndimage.distance_transform_edt(~whole, sampling=self.spacing) < CLOSED_MM
-        beyond = np.pad(near, 1, mode="edge")  # where the scan ends the organ goes on
-        whole |= (ndimage.distance_transform_edt(beyond, sampling=self.spacing) > CLOSED_MM)[1:-1, 1:-1, 1:-1]
-        deep: Mask = ndimage.distance_transform_edt(whole, sampling=self.spacing) > DEPTH_MM
-        if not deep.any():
-            return None
-        sigma = [SMOOTH_MM / mm for mm in self.spacing]
-        tone = smoothed(self.image, whole, sigma)
-        middle = np.median(tone[deep])
-        spread = max(1.4826 * float(np.median(np.abs(tone[deep] - middle))), LEAST_SPREAD)
-        odds = np.where(deep, np.clip(0.5 * ((tone - middle) / spread) ** 2 - USUAL, -SURE, SURE), -SURE)
-        return Search(deep, ndimage.grey_opening(odds, size=(3, 3, 3)).astype(np.float32))  # vessels are thin
+    def _said(self, organ: str) -> Mask:
+        return np.asarray(self.classes == 1 + CLASSES.index(organ))
 
     def _finer(self, mask: Mask) -> Mask:
         """A coarse mask on the scan's own grid."""
@@ -188,14 +144,3 @@ class Organs:
         fine = F.interpolate(torch.from_numpy(mask[None, None].astype(np.float32)), size=size, mode="trilinear")
         found: Mask = fine[0, 0].numpy() > 0.5
         return found
-
-
-def _outlined(part: Mask, axis: int) -> npt.NDArray[np.uint8]:
-    """1 inside the convex outline of each slice across an axis."""
-    from skimage.morphology import convex_hull_image
-
-    outlined = np.zeros(part.shape, np.uint8)
-    planes, drawn = np.moveaxis(part, axis, 0), np.moveaxis(outlined, axis, 0)
-    for index in np.flatnonzero(planes.sum((1, 2)) > 2):
-        drawn[index] = convex_hull_image(planes[index])
-    return outlined

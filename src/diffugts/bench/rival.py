@@ -149,12 +149,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument("--exclude", nargs="*", default=[], metavar="ORGAN", help="organs whose tumours are not shown")
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--minutes", type=float, default=0, help="stop after so many at the latest (default: no limit)")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     bank = seen_bank(args.bank, args.exclude)
-    options = RunOptions(args.steps, args.batch, args.size, 1e-3, warmup=50, ema=0.99, seed=args.seed, on_tumour=0.6)
+    options = RunOptions(
+        args.steps,
+        args.batch,
+        args.size,
+        1e-3,
+        warmup=50,
+        ema=0.99,
+        seed=args.seed,
+        on_tumour=0.6,
+        minutes=args.minutes,
+    )
     network = train_rival(bank, options, args.output.with_suffix(""))
     save_rival(args.output, network, FEATURES, sorted({organ for item in bank.items for organ in item.lesions}))
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from diffugts.search.liver import even_tissue
 from diffugts.synth.field import F32
 from diffugts.synth.labels import L
 from diffugts.synth.lesion import Lesion, place, plant
@@ -95,11 +96,7 @@ def find_liver(hu: F32, spacing: tuple[float, float, float]) -> npt.NDArray[np.b
     Empty where that is no larger than a muscle. Checked by eye on nine scans, with and without
     contrast: one liver took the heart along.
     """
-    smooth = ndimage.gaussian_filter(hu, [3.0 / s for s in spacing])
-    size = [max(round(14 / s), 3) for s in spacing]
-    mean = ndimage.uniform_filter(smooth, size)
-    variance = ndimage.uniform_filter(smooth * smooth, size) - mean * mean
-    even = ndimage.binary_opening((smooth > 20) & (smooth < 220) & (variance < 16**2), iterations=2)
+    smooth, even = even_tissue(hu, spacing)
     depth = ndimage.distance_transform_edt(even, sampling=spacing)
     right = depth[hu.shape[0] // 2 :]
     deepest = float(right.max(initial=0.0))

@@ -1,4 +1,4 @@
-"""Where a prompt is searched for, and what the scan itself says there besides attention."""
+"""A region where a prompt is searched for, and what the scan itself says there besides attention."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from scipy import ndimage
 
 Map = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.int32]
+Spacing = tuple[float, float, float]
 
 LEAST_P = 1e-4
 FARTHEST = 3.0  # usual deviations from the median: more says no more
 SMOOTH_VOX = 2.0
 SHARPNESS = 2.0  # logits per usual deviation
+AS_LIKELY = 0.5  # of the likeliest part: parts that are so likely count as well
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,21 +30,36 @@ class Search:
         odds: (D, H, W) what the scan says there, in nats, or with ``share`` in usual deviations; None: nothing.
         share: of the region that one tumour is taken to fill, where neither attention nor odds can be sure in
             themselves: what counts is then where both are highest in this scan. 0 where attention's own measure counts.
+        parts: (D, H, W) the scan's own candidates, numbered from 1; ``odds`` then say how far inside one a voxel is, in
+            usual deviations. Which of them is meant is attention's to say.
+        trust: in each part, 0..1.
     """
 
     region: Mask
     odds: Map | None = None
     share: float = 0.0
+    parts: Labels | None = None
+    trust: tuple[float, ...] = ()
 
     def of(self, attended: Map) -> Map:
         """P_abn (D, H, W) with the odds in the region, 0 outside."""
         if self.odds is None:
             return np.where(self.region, attended, 0).astype(np.float32)
+        if self.parts is not None:
+            return self._meant(attended, self.parts, self.odds)
         p = np.clip(attended, LEAST_P, 1 - LEAST_P)
         logits: Map = np.log(p / (1 - p))
         if self.share:
             return self._likeliest(standardised(logits, self.region) + self.odds)
         return np.where(self.region, 1 / (1 + np.exp(-(logits + self.odds))), 0).astype(np.float32)
+
+    def _meant(self, attended: Map, parts: Labels, inside: Map) -> Map:
+        """0.5 at the surface of the parts where mean attention times trust is highest, 0 outside of them."""
+        worth = np.array([0.0, *self.trust])
+        worth[1:] *= ndimage.mean(attended, parts, np.arange(1, len(worth)))
+        meant = (parts > 0) & (worth >= AS_LIKELY * worth.max())[parts]
+        found: Map = np.where(meant, 1 / (1 + np.exp(-SHARPNESS * np.maximum(inside, 0))), 0).astype(np.float32)
+        return found
 
     def _likeliest(self, total: Map) -> Map:
         """0.5 at the surface of what is highest, 0 outside the region and in all parts of it but the main one."""

@@ -1,0 +1,163 @@
+"""Where in a liver a tumour lies: in CT in what has another tone than the liver and is surrounded by it.
+
+A liver is the largest even tissue of the abdomen, so its tone tells where it is, also in a part of a scan that shows
+too little for the locator. What differs from it there may be a tumour, but vessels are thin, fat and bile are darker
+still, and neighbours have little liver around them. Which of what is left is meant is attention's to say. Ours; nothing
+is trained.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from diffugts.intensity import HU_WINDOW
+from diffugts.search.base import Labels, Map, Mask, Search, Spacing, smoothed
+
+SMOOTH_MM = 3.0
+SOFT = (20.0, 220.0)  # HU of soft tissue, with or without contrast
+TEXTURE_MM = 14.0
+UNEVEN_HU = 16.0  # deviation within that width: more is no single tissue
+LEAST_ML = 100.0
+CORE = 0.6  # of the greatest depth
+NEAR_HU = 30.0  # of the liver's tone
+BRIDGE_MM = 6.0  # what hangs on by less is a neighbour
+CLOSED_MM = 30.0  # gaps in the liver that are up to twice as wide are part of it
+ORGAN_HU = (-10.0, 220.0)  # fat, gas and bone are no part of it
+INSIDE_MM = 8.0  # under the liver's surface, where its tone is measured
+LEAST_SPREAD_HU = 4.0  # no tone is more even than this
+FINE_MM = 2.0
+OTHER = 2.0  # usual deviations from the liver's tone
+OWN = 2.5  # up to which a tone is the liver's
+DARK_MM, BRIGHT_MM = 4.0, 8.0  # half the width that a part must have somewhere: vessels do not, with contrast wide ones
+LEAST_PART_ML = 0.5
+FLUID_HU = 20.0  # bile and cysts
+SHELL_MM = (2.0, 7.0)  # around a part, where liver should be
+
+DEPTH_MM = 10.0  # in MR: under the liver's surface, where vessels enter and neighbours blur, tone tells nothing
+GAP_MM = 10.0
+LEAST_SPREAD = 0.003  # of 0..1
+USUAL = 2.0  # nats of z²/2 up to which a tone is the organ's own
+SURE = 4.0  # nats: most that tone says, for or against
+
+
+def search(image: Map, spacing: Spacing, modality: str, said: Mask | None) -> Search | None:
+    """Where to look for a liver tumour; None where no liver is found.
+
+    Args:
+        image: (D, H, W) in 0..1. spacing: of its voxels, mm. modality: "ct" or "mr".
+        said: (D, H, W) what the locator takes for liver, if anything.
+    """
+    if modality == "ct":
+        low, high = HU_WINDOW
+        return _in_ct(low + image * (high - low), spacing, said)
+    return None if said is None else _in_mr(image, spacing, said)
+
+
+def even_tissue(hu: Map, spacing: Spacing) -> tuple[Map, Mask]:
+    """A CT smoothed, and where it shows even soft tissue."""
+    smooth = ndimage.gaussian_filter(hu, [SMOOTH_MM / mm for mm in spacing])
+    size = [max(round(TEXTURE_MM / mm), 3) for mm in spacing]
+    mean = ndimage.uniform_filter(smooth, size)
+    variance = ndimage.uniform_filter(smooth * smooth, size) - mean * mean
+    even = (smooth > SOFT[0]) & (smooth < SOFT[1]) & (variance < UNEVEN_HU**2)
+    return smooth, ndimage.binary_opening(even, iterations=2)
+
+
+def _in_ct(hu: Map, spacing: Spacing, said: Mask | None) -> Search | None:
+    smooth, even = even_tissue(hu, spacing)
+    liver = _tissue(smooth, even, spacing, said)
+    if liver is None or liver.sum() * float(np.prod(spacing)) / 1000 < LEAST_ML:
+        return None
+    margin = [round(2 * CLOSED_MM / mm) for mm in spacing]
+    sides = zip(ndimage.find_objects(liver.astype(np.uint8))[0], margin, strict=True)
+    box = tuple(slice(max(0, side.start - n), side.stop + n) for side, n in sides)
+    region, parts = np.zeros(hu.shape, np.bool_), np.zeros(hu.shape, np.int32)
+    apart = np.zeros(hu.shape, np.float32)
+    region[box], apart[box], parts[box], trust = _other_tones(hu[box], smooth[box], liver[box], spacing)
+    return Search(region, apart, parts=parts, trust=trust)
+
+
+def _other_tones(hu: Map, smooth: Map, liver: Mask, spacing: Spacing) -> tuple[Mask, Map, Labels, tuple[float, ...]]:
+    """The liver with its gaps, how far each voxel's tone is from its own, and the parts of other tones."""
+    region = _closed(liver, CLOSED_MM, spacing) & (smooth > ORGAN_HU[0]) & (smooth < ORGAN_HU[1])
+    region = ndimage.binary_opening(region, iterations=2)
+    deep = _depth(liver, spacing) > INSIDE_MM
+    tones = smooth[deep if deep.any() else liver]
+    tone = float(np.median(tones))
+    spread = max(1.4826 * float(np.median(np.abs(tones - tone))), LEAST_SPREAD_HU)
+    own = liver & (np.abs(smooth - tone) < OWN * spread)
+    apart = (ndimage.gaussian_filter(hu, [FINE_MM / mm for mm in spacing]) - tone) / spread
+    dark, darks = _parts(region & (apart < -OTHER), DARK_MM, own, hu, spacing)
+    bright, brights = _parts(region & (apart > OTHER), BRIGHT_MM, own, hu, spacing)
+    parts = np.where(bright > 0, bright + len(darks), dark).astype(np.int32)
+    return region, (np.abs(apart) - OTHER).astype(np.float32), parts, (*darks, *brights)
+
+
+def _tissue(smooth: Map, even: Mask, spacing: Spacing, said: Mask | None) -> Mask | None:
+    """What has the tone of the deepest even tissue, of the locator's liver where it says one, and hangs on to it."""
+    depth = _depth(even, spacing)
+    if said is not None and (even & said).any():
+        depth *= said
+    if not depth.any():
+        return None
+    core = _main(depth > CORE * depth.max())
+    near = ndimage.binary_opening(np.abs(smooth - np.median(smooth[core])) < NEAR_HU, iterations=2)
+    labels, count = ndimage.label(_depth(near, spacing) > BRIDGE_MM)
+    own = np.bincount(labels[core], minlength=count + 1)[1:]
+    if not own.any():
+        return None
+    thick = labels == 1 + int(np.argmax(own))
+    return np.asarray(near & (_depth(~thick, spacing) <= BRIDGE_MM + max(spacing) / 4))
+
+
+def _parts(other: Mask, thin: float, own: Mask, hu: Map, spacing: Spacing) -> tuple[Labels, tuple[float, ...]]:
+    """Parts of what has another tone that are thick enough, and how much of what surrounds each is liver."""
+    beyond = np.pad(other, 1, mode="edge")  # where the scan ends a part goes on
+    labels, _ = ndimage.label((_depth(beyond, spacing) > thin)[1:-1, 1:-1, 1:-1])
+    far, nearest = ndimage.distance_transform_edt(labels == 0, sampling=spacing, return_indices=True)
+    grown = np.where(other & (far <= thin + max(spacing) / 4), labels[tuple(nearest)], 0)
+    margin = [int(np.ceil(SHELL_MM[1] / mm)) + 1 for mm in spacing]
+    parts, trust = np.zeros(other.shape, np.int32), []
+    for number, box in enumerate(ndimage.find_objects(grown), 1):
+        around = tuple(slice(max(side.start - n, 0), side.stop + n) for side, n in zip(box, margin, strict=True))
+        part = grown[around] == number
+        if part.sum() * float(np.prod(spacing)) / 1000 < LEAST_PART_ML or np.median(hu[around][part]) < FLUID_HU:
+            continue
+        distance = _depth(~part, spacing)
+        shell = (distance > SHELL_MM[0]) & (distance <= SHELL_MM[1])
+        trust.append(float(own[around][shell].mean()))
+        parts[around][part] = len(trust)
+    return parts, tuple(trust)
+
+
+def _in_mr(image: Map, spacing: Spacing, said: Mask) -> Search | None:
+    """What is deep in a liver in MR, and how far its tone is from the liver's; None where nothing is deep.
+
+    The liver's tone is the median, as wide as the median deviation says.
+    """
+    whole = _closed(said, GAP_MM, spacing)
+    deep = _depth(whole, spacing) > DEPTH_MM
+    if not deep.any():
+        return None
+    tone = smoothed(image, whole, [SMOOTH_MM / mm for mm in spacing])
+    middle = np.median(tone[deep])
+    spread = max(1.4826 * float(np.median(np.abs(tone[deep] - middle))), LEAST_SPREAD)
+    odds = np.where(deep, np.clip(0.5 * ((tone - middle) / spread) ** 2 - USUAL, -SURE, SURE), -SURE)
+    return Search(deep, ndimage.grey_opening(odds, size=(3, 3, 3)).astype(np.float32))  # vessels are thin
+
+
+def _depth(mask: Mask, spacing: Spacing) -> Map:
+    """Distance of each voxel of a mask from what is not in it, mm."""
+    return np.asarray(ndimage.distance_transform_edt(mask, sampling=spacing), np.float32)
+
+
+def _closed(mask: Mask, mm: float, spacing: Spacing) -> Mask:
+    """A mask with its gaps of up to twice so many mm closed; where the scan ends it goes on."""
+    beyond = np.pad(_depth(~mask, spacing) < mm, 1, mode="edge")
+    return np.asarray(mask | (_depth(beyond, spacing) > mm)[1:-1, 1:-1, 1:-1])
+
+
+def _main(mask: Mask) -> Mask:
+    labels, _ = ndimage.label(mask)
+    return np.asarray(labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:])))

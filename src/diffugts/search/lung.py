@@ -1,0 +1,71 @@
+"""Where in the lungs a tumour lies: in what is dense, inside their outlines.
+
+In CT the air in a lung tells where it is, wherever the locator saw lung; a tumour may fill much of it, or lie against
+its wall, so the outlines are convex. Ours; nothing is trained.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from diffugts.intensity import HU_WINDOW
+from diffugts.search.base import Map, Mask, Search, Spacing
+
+LEAST_ML = 40.0
+SMOOTH_MM = 2.0
+AIR_HU = -400.0
+SAID = 0.3  # of a part of air that the locator must take for lung: outside air is none
+DENSE_HU = -600.0
+STEP = 2  # voxels: outlines are drawn on every second one
+
+
+def search(image: Map, spacing: Spacing, modality: str, said: Mask) -> Search | None:
+    """Where to look for a lung tumour; None where no lung is found.
+
+    Args:
+        image: (D, H, W) in 0..1. spacing: of its voxels, mm. modality: "ct" or "mr".
+        said: (D, H, W) what the locator takes for lung.
+    """
+    low, high = HU_WINDOW
+    hu = low + image * (high - low)
+    parts = _parts(said, spacing)
+    if modality == "ct":
+        air = ndimage.gaussian_filter(hu, [SMOOTH_MM / mm for mm in spacing]) < AIR_HU
+        parts = [part for part in _parts(air, spacing) if said[part].mean() > SAID] or parts
+    if not parts:
+        return None
+    region = np.zeros(image.shape, np.bool_)
+    for part in parts:
+        region |= _outlined(part)
+    region = ndimage.binary_erosion(region, border_value=1)  # the wall is no lung
+    if modality == "ct":
+        region &= ndimage.gaussian_filter(hu, 1.0) > DENSE_HU
+    return Search(region) if region.any() else None
+
+
+def _parts(mask: Mask, spacing: Spacing) -> list[Mask]:
+    """The connected parts of a mask that are large enough."""
+    labels, _ = ndimage.label(mask)
+    ml = np.bincount(labels.ravel()) * float(np.prod(spacing)) / 1000
+    return [labels == number for number in range(1, len(ml)) if ml[number] >= LEAST_ML]
+
+
+def _outlined(part: Mask) -> Mask:
+    """What is inside a part's convex outline in two of the three planes at least."""
+    small = part[::STEP, ::STEP, ::STEP]
+    inside = sum(_convex(small, axis) for axis in range(3)) >= 2
+    finer = np.kron(inside, np.ones((STEP,) * 3, np.bool_))
+    return np.asarray(finer[tuple(slice(side) for side in part.shape)])
+
+
+def _convex(part: Mask, axis: int) -> npt.NDArray[np.uint8]:
+    """1 inside the convex outline of each slice across an axis."""
+    from skimage.morphology import convex_hull_image
+
+    outlined = np.zeros(part.shape, np.uint8)
+    planes, drawn = np.moveaxis(part, axis, 0), np.moveaxis(outlined, axis, 0)
+    for index in np.flatnonzero(planes.sum((1, 2)) > 2):
+        drawn[index] = convex_hull_image(planes[index])
+    return outlined
