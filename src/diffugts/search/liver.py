@@ -19,12 +19,12 @@ SOFT = (20.0, 220.0)  # HU of soft tissue, with or without contrast
 TEXTURE_MM = 14.0
 UNEVEN_HU = 16.0  # deviation within that width: more is no single tissue
 LEAST_ML = 100.0
-CORE = 0.6  # of the greatest depth
-NEAR_HU = 30.0  # of the liver's tone
+BRIGHT_PERCENT = 85.0
+CORE_HU, NEAR_HU = 15.0, 30.0  # from the liver's tone
 BRIDGE_MM = 6.0  # what hangs on by less is a neighbour
 CLOSED_MM = 30.0  # gaps in the liver that are up to twice as wide are part of it
 ORGAN_HU = (-10.0, 220.0)  # fat, gas and bone are no part of it
-INSIDE_MM = 8.0  # under the liver's surface, where its tone is measured
+INSIDE_MM = 8.0  # under the surface, where tones are measured
 LEAST_SPREAD_HU = 4.0  # no tone is more even than this
 FINE_MM = 2.0
 OTHER = 2.0  # usual deviations from the liver's tone
@@ -95,13 +95,21 @@ def _other_tones(hu: Map, smooth: Map, liver: Mask, spacing: Spacing) -> tuple[M
 
 
 def _tissue(smooth: Map, even: Mask, spacing: Spacing, said: Mask | None) -> Mask | None:
-    """What has the tone of the deepest even tissue, of the locator's liver where it says one, and hangs on to it."""
+    """What has the liver's tone and hangs together with it.
+
+    The tone is looked for in the locator's liver, or around the deepest even tissue. It is nearly the brightest that is
+    common there: a large tumour may fill most of it, and is darker as a rule.
+    """
     depth = _depth(even, spacing)
-    if said is not None and (even & said).any():
-        depth *= said
-    if not depth.any():
+    deep = depth > INSIDE_MM
+    if not deep.any():
         return None
-    core = _main(depth > CORE * depth.max())
+    if said is not None and (deep & said).any():
+        core = deep & said
+    else:
+        labels, _ = ndimage.label(deep)
+        core = labels == labels[np.unravel_index(int(depth.argmax()), depth.shape)]
+    core &= np.abs(smooth - np.percentile(smooth[core], BRIGHT_PERCENT)) < CORE_HU
     near = ndimage.binary_opening(np.abs(smooth - np.median(smooth[core])) < NEAR_HU, iterations=2)
     labels, count = ndimage.label(_depth(near, spacing) > BRIDGE_MM)
     own = np.bincount(labels[core], minlength=count + 1)[1:]
@@ -156,8 +164,3 @@ def _closed(mask: Mask, mm: float, spacing: Spacing) -> Mask:
     """A mask with its gaps of up to twice so many mm closed; where the scan ends it goes on."""
     beyond = np.pad(_depth(~mask, spacing) < mm, 1, mode="edge")
     return np.asarray(mask | (_depth(beyond, spacing) > mm)[1:-1, 1:-1, 1:-1])
-
-
-def _main(mask: Mask) -> Mask:
-    labels, _ = ndimage.label(mask)
-    return np.asarray(labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:])))
