@@ -35,7 +35,7 @@ def test_an_even_mass_in_muscle_is_found_where_attention_says_nothing(modality: 
     assert found is not None
     assert found.region[MASS].mean() > 0.9
     p = found.of(np.full((SIDE,) * 3, 0.01, np.float32))
-    assert (p > 0.5)[MASS].mean() > 4 * (p > 0.5)[found.region & ~MASS].mean()
+    assert (p > 0.5)[MASS].mean() > 2 * (p > 0.5)[found.region & ~MASS].mean()
     assert p.argmax() in np.flatnonzero(MASS)
     assert not p[~found.region].any()
 
@@ -178,7 +178,7 @@ def test_of_a_share_the_main_part_alone_counts() -> None:
     found = Search(region, np.zeros(region.shape, np.float32), share=0.1).of(attended) > 0.5
     assert found[8:12, 8:12, 8:12].all()
     assert not found[24:28, 24:28, 24:28].any()
-    assert found.mean() <= 0.1
+    assert found.mean() <= 0.25  # a tenth, and its rim
 
 
 def test_attention_need_not_be_sure_only_highest() -> None:

@@ -18,6 +18,7 @@ LEAST_P = 1e-4
 FARTHEST = 3.0  # usual deviations from the median: more says no more
 SMOOTH_VOX = 2.0
 SHARPNESS = 2.0  # logits per usual deviation
+RIM_VOX, RIM_P = 3.0, 0.55  # what is highest is grown by so much: smoothing and depth eat its rim
 AS_LIKELY = 0.5  # of the likeliest part: parts that are so likely count as well
 
 
@@ -62,16 +63,17 @@ class Search:
         return found
 
     def _likeliest(self, total: Map) -> Map:
-        """0.5 at the surface of what is highest, 0 outside the region and in all parts of it but the main one."""
+        """Over 0.5 in the main part of what is highest and its rim, 0 outside the region and in all other parts."""
         total = smoothed(total, self.region, SMOOTH_VOX)
         excess = np.where(self.region, total - np.quantile(total[self.region], 1 - self.share), -np.inf)
         labels, count = ndimage.label(excess > 0)
         if not count:
             return np.zeros(total.shape, np.float32)
         sums = ndimage.sum(np.maximum(excess, 0), labels, np.arange(1, count + 1))
-        apart = (labels > 0) & (labels != 1 + int(np.argmax(sums)))
-        found: Map = np.where(apart, 0, 1 / (1 + np.exp(-SHARPNESS * excess))).astype(np.float32)
-        return found
+        main = labels == 1 + int(np.argmax(sums))
+        found: Map = np.where(labels > 0, main, 1) / (1 + np.exp(-SHARPNESS * excess))
+        rim = self.region & (ndimage.distance_transform_edt(~main) <= RIM_VOX)
+        return np.where(rim, np.maximum(found, RIM_P), found).astype(np.float32)
 
 
 def standardised(values: Map, region: Mask) -> Map:

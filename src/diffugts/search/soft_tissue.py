@@ -20,7 +20,7 @@ SMOOTH_VOX = 1.0
 TEXTURE_MM = 4.0
 GRAIN = {"ct": 0.005, "mr": 0.02}  # deviation that is noise; of 0..1 in CT, of the tone in MR
 DEEPEST_MM = 20.0
-SHARE = 0.2
+SHARE = {"ct": 0.12, "mr": 0.2}  # CT shows more of a body at once
 LEAST_ML = 50.0
 
 
@@ -35,7 +35,7 @@ def search(image: Map, spacing: tuple[float, float, float], modality: str) -> Se
         return None
     depth = ndimage.distance_transform_edt(muscle, sampling=spacing).astype(np.float32)
     cues = np.minimum(depth, DEEPEST_MM), evenness(image, spacing, modality)
-    return Search(muscle, standardised(cues[0], muscle) + standardised(cues[1], muscle), SHARE)
+    return Search(muscle, standardised(cues[0], muscle) + standardised(cues[1], muscle), SHARE[modality])
 
 
 def evenness(image: Map, spacing: tuple[float, float, float], modality: str) -> Map:
