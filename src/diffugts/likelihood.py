@@ -11,7 +11,6 @@ known beforehand.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,8 +33,8 @@ class Odds:
         smooth_vox: standard deviation of G, voxels.
         core: share of a user's region, its deepest voxels, that is taken for lesion to begin with.
         least: mean log ratio of intensities (nats) below which a core looks like the healthy tissue that was painted
-            there, and is no lesion. Of the parts that attention found in a scan, the most unlike one is spared: a
-            tumour may be as dark as muscle.
+            there, and is no lesion. Of the parts that attention found in a scan, the one that holds most of it is
+            spared: a tumour may be as dark as muscle.
     """
 
     intensity: float = 1.0
@@ -79,12 +78,6 @@ def posterior(prior: Tensor, cut: float, decoded: Tensor, signed: Tensor, inside
         )
     believed = torch.logit(prior, 1e-4) - torch.logit(torch.tensor(cut), 1e-4)
     return torch.where(inside, torch.sigmoid(believed + gaussian(total, odds.smooth_vox)), 0.0)
-
-
-def unlikeness(prior: Tensor, cut: float, decoded: Tensor, signed: Tensor, inside: Tensor) -> float:
-    """Mean log ratio (nats) of a part's core: how unlike the healthy tissue it is; arguments as of ``posterior``."""
-    core = inside & (prior > cut)
-    return float(_intensity_ratio(prior, cut, decoded, signed, inside)[core].mean()) if core.any() else -math.inf
 
 
 def _intensity_ratio(prior: Tensor, cut: float, decoded: Tensor, signed: Tensor, inside: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import LatentDiffusion
 from diffugts.heads import Settings
 from diffugts.healing import Sampling, heal_regions
-from diffugts.likelihood import Odds, depth_prior, posterior, unlikeness
+from diffugts.likelihood import Odds, depth_prior, posterior
 from diffugts.residual import (
     Fusion,
     ResidualHead,
@@ -155,7 +155,7 @@ def refine(
         for number, box in enumerate(boxes, start=1):
             here, deep, lit, seen = (torch.from_numpy(a[box]) for a in (signed, feature, attended, evidence.decoded))
             parts.append(Part(here, deep, lit, seen, torch.from_numpy(labels[box] == number)))
-        spared = _most_unlike(parts, cut) if form == "likelihood" and not trusted else None
+        spared = _main(parts, cut) if form == "likelihood" and not trusted else None
         for part, box in zip(parts, boxes, strict=True):
             r, p = part.fused(fusion)
             if form == "likelihood":
@@ -171,11 +171,9 @@ def refine(
     return Refined(mean, np.mean(residuals, axis=0, dtype=np.float32), np.std(probabilities, axis=0, dtype=np.float32))
 
 
-def _most_unlike(parts: Sequence[Part], cut: float) -> Part | None:
-    """The part whose core is least like the healthy tissue that was painted there."""
-    return max(
-        parts, key=lambda part: unlikeness(part.attended, cut, part.decoded, part.signed, part.inside), default=None
-    )
+def _main(parts: Sequence[Part], cut: float) -> Part | None:
+    """The part that holds most of what attention found."""
+    return max(parts, key=lambda part: float(part.attended[part.inside & (part.attended > cut)].sum()), default=None)
 
 
 @dataclass(frozen=True, eq=False)
