@@ -3,7 +3,8 @@
     python benchmarks/planted.py --organ liver --held-out liver --data ../shared [--refine]
 
 From each scan of the recipe's first source (chest and abdomen CT) the first tumours of the organ whose seeds trained
-nothing, of half a millilitre at least, are cut out with a margin of 50 mm. Printed: Dice of what is suspicious, with
+nothing, of half a millilitre at least, are cut out with a margin of 50 mm; the scans around them did train, as tissue
+without marked tumours. Printed: Dice of what is suspicious, with
 --refine also of the answer, by scan and in the mean, and apart for tumours that are darker than what they grow in.
 """
 
@@ -16,8 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from diffugts.bench.metrics import dice
+from diffugts.case import Case
+from diffugts.prompts import parse_all
 from diffugts.segmenter import Segmenter
 from diffugts.training.bank import TUMOUR
 from diffugts.training.fit import PROMPT_OF
@@ -58,7 +62,7 @@ def main() -> None:
 
 
 def planted(recipe: Path, data: Path, organ: str, count: int) -> Iterator[tuple[str, Volume, np.ndarray]]:
-    """(name, volume, truth) of tumours that no model saw."""
+    """(name, volume, (I, J, K) bool truth) of tumours that no model saw."""
     plan = json.loads(recipe.read_text())["scans"][0]
     trained, done = plan["grafts"], Counter[str]()
     for job in jobs({"scans": [{**plan, "grafts": MOST}]}, data, SPACING_MM):
@@ -78,9 +82,8 @@ def planted(recipe: Path, data: Path, organ: str, count: int) -> Iterator[tuple[
         yield job.name, Volume(array, np.diag([SPACING_MM] * 3 + [1.0]), "HU"), truth[box]
 
 
-def suspicious(case, prompt: str) -> np.ndarray:  # type: ignore[no-untyped-def]
-    from diffugts.prompts import parse_all
-
+def suspicious(case: Case, prompt: str) -> np.ndarray:
+    """What attention takes for tumour, (D, H, W) bool on the model grid."""
     parsed = parse_all([prompt])
     attention = case.attention(parsed)
     settings, attended = case.segmenter.settings, case.attended(attention, parsed[0])
@@ -89,8 +92,6 @@ def suspicious(case, prompt: str) -> np.ndarray:  # type: ignore[no-untyped-def]
 
 def contrast(volume: Volume, truth: np.ndarray) -> float:
     """HU of a tumour less those around it, medians."""
-    from scipy import ndimage
-
     near = ndimage.binary_dilation(truth, iterations=RIM_VOX) & ~ndimage.binary_dilation(truth)
     return float(np.median(volume.array[truth]) - np.median(volume.array[near]))
 

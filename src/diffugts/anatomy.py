@@ -8,7 +8,6 @@ the scan itself tells (``search``).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from monai.networks.nets import UNet
-from scipy import ndimage
 from torch import Tensor, nn
 
 from diffugts.backbone.weights import MODELS, load_strictly, load_tensors
@@ -32,7 +30,8 @@ CLASSES = (
     "lung", "liver", "kidney", "spleen", "pancreas", "stomach", "colon", "bladder", "brain", "bone", "soft tissue",
 )  # fmt: skip
 """What is told apart; the number of a class is its place here plus one."""
-LEAST_LIVER_ML = 100.0
+FOUND_WELL = {"lung": lung.search, "liver": liver.search}
+"""Organs that are found well enough to look nowhere else."""
 WIDTHS = (16, 32, 64, 96)
 NARROW = (0.42, 0.62)  # of 0..1: -160 to 240 HU
 
@@ -126,17 +125,10 @@ class Organs:
     def _search(self, organ: str) -> Search | None:
         if organ == "soft tissue":  # its tone tells; the locator often takes limbs in MR for lungs
             return soft_tissue.search(self.image, self.spacing, self.modality)
-        if organ == "lung":
-            return lung.search(self.image, self.spacing, self.modality, self._finer(self._said(organ)))
-        if organ == "liver":
-            labels, _ = ndimage.label(self._said(organ))
-            ml = np.bincount(labels.ravel())[1:] * math.prod(self.coarse) / 1000
-            largest = self._finer(labels == 1 + int(np.argmax(ml))) if ml.max(initial=0) >= LEAST_LIVER_ML else None
-            return liver.search(self.image, self.spacing, self.modality, largest)
-        return None
-
-    def _said(self, organ: str) -> Mask:
-        return np.asarray(self.classes == 1 + CLASSES.index(organ))
+        if organ not in FOUND_WELL:
+            return None
+        said = self._finer(self.classes == 1 + CLASSES.index(organ))
+        return FOUND_WELL[organ](self.image, self.spacing, self.modality, said)
 
     def _finer(self, mask: Mask) -> Mask:
         """A coarse mask on the scan's own grid."""

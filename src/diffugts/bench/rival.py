@@ -156,16 +156,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     bank = seen_bank(args.bank, args.exclude)
     options = RunOptions(
-        args.steps,
-        args.batch,
-        args.size,
-        1e-3,
-        warmup=50,
-        ema=0.99,
-        seed=args.seed,
-        on_tumour=0.6,
+        args.steps, args.batch, args.size, 1e-3, warmup=50, ema=0.99, seed=args.seed, on_tumour=0.6,
         minutes=args.minutes,
-    )
+    )  # fmt: skip
     network = train_rival(bank, options, args.output.with_suffix(""))
     save_rival(args.output, network, FEATURES, sorted({organ for item in bank.items for organ in item.lesions}))
 

@@ -76,6 +76,13 @@ class Search:
         return np.where(rim, np.maximum(found, RIM_P), found).astype(np.float32)
 
 
+def parts_of(mask: Mask, spacing: Spacing, least_ml: float) -> list[Mask]:
+    """The connected parts of a mask of at least ``least_ml``, largest first."""
+    labels, _ = ndimage.label(mask)
+    ml = np.bincount(labels.ravel()) * float(np.prod(spacing)) / 1000
+    return [labels == number for number in np.argsort(-ml) if number and ml[number] >= least_ml]
+
+
 def standardised(values: Map, region: Mask) -> Map:
     """How many usual deviations (1.48 median deviations) from the region's median, at most ``FARTHEST``."""
     inside = values[region]

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from diffugts.intensity import HU_WINDOW
-from diffugts.search.base import Labels, Map, Mask, Search, Spacing, smoothed
+from diffugts.intensity import IntensityMap
+from diffugts.search.base import Labels, Map, Mask, Search, Spacing, parts_of, smoothed
 
 SMOOTH_MM = 3.0
 SOFT = (20.0, 220.0)  # HU of soft tissue, with or without contrast
@@ -41,17 +41,17 @@ USUAL = 2.0  # nats of z²/2 up to which a tone is the organ's own
 SURE = 4.0  # nats: most that tone says, for or against
 
 
-def search(image: Map, spacing: Spacing, modality: str, said: Mask | None) -> Search | None:
+def search(image: Map, spacing: Spacing, modality: str, said: Mask) -> Search | None:
     """Where to look for a liver tumour; None where no liver is found.
 
     Args:
         image: (D, H, W) in 0..1. spacing: of its voxels, mm. modality: "ct" or "mr".
-        said: (D, H, W) what the locator takes for liver, if anything.
+        said: (D, H, W) what the locator takes for liver; its largest part counts.
     """
+    largest = next(iter(parts_of(said, spacing, LEAST_ML)), None)
     if modality == "ct":
-        low, high = HU_WINDOW
-        return _in_ct(low + image * (high - low), spacing, said)
-    return None if said is None else _in_mr(image, spacing, said)
+        return _in_ct(IntensityMap.ct().inverse(image), spacing, largest)
+    return None if largest is None else _in_mr(image, spacing, largest)
 
 
 def even_tissue(hu: Map, spacing: Spacing) -> tuple[Map, Mask]:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from diffugts.intensity import HU_WINDOW
-from diffugts.search.base import Map, Mask, Search, Spacing
+from diffugts.intensity import IntensityMap
+from diffugts.search.base import Map, Mask, Search, Spacing, parts_of
 
 LEAST_ML = 40.0
 SMOOTH_MM = 2.0
@@ -28,28 +28,17 @@ def search(image: Map, spacing: Spacing, modality: str, said: Mask) -> Search | 
         image: (D, H, W) in 0..1. spacing: of its voxels, mm. modality: "ct" or "mr".
         said: (D, H, W) what the locator takes for lung.
     """
-    low, high = HU_WINDOW
-    hu = low + image * (high - low)
-    parts = _parts(said, spacing)
+    parts, tissue = parts_of(said, spacing, LEAST_ML), np.ones(image.shape, np.bool_)
     if modality == "ct":
+        hu = IntensityMap.ct().inverse(image)
         air = ndimage.gaussian_filter(hu, [SMOOTH_MM / mm for mm in spacing]) < AIR_HU
-        parts = [part for part in _parts(air, spacing) if said[part].mean() > SAID] or parts
+        parts = [part for part in parts_of(air, spacing, LEAST_ML) if said[part].mean() > SAID] or parts
+        tissue = ndimage.gaussian_filter(hu, 1.0) > DENSE_HU
     if not parts:
         return None
-    region = np.zeros(image.shape, np.bool_)
-    for part in parts:
-        region |= _outlined(part)
-    region = ndimage.binary_erosion(region, border_value=1)  # the wall is no lung
-    if modality == "ct":
-        region &= ndimage.gaussian_filter(hu, 1.0) > DENSE_HU
+    outlines = np.any([_outlined(part) for part in parts], axis=0)
+    region = tissue & ndimage.binary_erosion(outlines, border_value=1)  # the wall is no lung
     return Search(region) if region.any() else None
-
-
-def _parts(mask: Mask, spacing: Spacing) -> list[Mask]:
-    """The connected parts of a mask that are large enough."""
-    labels, _ = ndimage.label(mask)
-    ml = np.bincount(labels.ravel()) * float(np.prod(spacing)) / 1000
-    return [labels == number for number in range(1, len(ml)) if ml[number] >= LEAST_ML]
 
 
 def _outlined(part: Mask) -> Mask:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from diffugts.intensity import three_classes
-from diffugts.search.base import Map, Mask, Search, standardised
+from diffugts.search.base import Map, Mask, Search, Spacing, standardised
 
 MUSCLE_CT = (0.47, 0.57)  # of 0..1: -60 to 140 HU
 BODY_MR = 0.05
@@ -24,7 +24,7 @@ SHARE = {"ct": 0.12, "mr": 0.2}  # CT shows more of a body at once
 LEAST_ML = 50.0
 
 
-def search(image: Map, spacing: tuple[float, float, float], modality: str) -> Search | None:
+def search(image: Map, spacing: Spacing, modality: str) -> Search | None:
     """Where to look for a soft-tissue mass; None where muscle cannot be told.
 
     Args:
@@ -38,7 +38,7 @@ def search(image: Map, spacing: tuple[float, float, float], modality: str) -> Se
     return Search(muscle, standardised(cues[0], muscle) + standardised(cues[1], muscle), SHARE[modality])
 
 
-def evenness(image: Map, spacing: tuple[float, float, float], modality: str) -> Map:
+def evenness(image: Map, spacing: Spacing, modality: str) -> Map:
     """−log of the deviation around each voxel, (D, H, W); in MR of that deviation over the tone."""
     sigma = [TEXTURE_MM / mm for mm in spacing]
     mean = ndimage.gaussian_filter(image, sigma)
@@ -47,7 +47,7 @@ def evenness(image: Map, spacing: tuple[float, float, float], modality: str) -> 
     return np.asarray(-np.log(np.sqrt(variance) / scale + GRAIN[modality]), np.float32)
 
 
-def _muscle(tone: Map, spacing: tuple[float, float, float], modality: str) -> Mask | None:
+def _muscle(tone: Map, spacing: Spacing, modality: str) -> Mask | None:
     """What is as bright as muscle, opened; None in MR whose fat is not its brightest tissue."""
     low, high = MUSCLE_CT
     if modality == "mr":
