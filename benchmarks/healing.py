@@ -7,12 +7,14 @@ in use, is a shape. With --pieces it is a ball of at most 20 mm around a tumour'
 tumour, whatever its size: harder, since the rest of the tumour stays in sight. The shape is repainted where it is, and
 at places of healthy tissue in the same scan, drawn with seed 0, at least 20 mm from the tumour. Printed, for CT and MR:
 
-- AUROC of the mean residual |X − H| inside the shape (mean of four seeds), tumours against healthy places;
-- at healthy places, the mean absolute error against the scan of: the mean of four seeds, one seed, biharmonic filling
-  (scikit-image), the mean of the rim, and the autoencoder alone (nothing repainted: the least that is possible). The
-  model repaints whole latent voxels, so all of them fill that same, larger hole; "from the shape's own rim" are the two
-  simple fillings of the shape alone, which may look at voxels that the others have lost;
-- gradient energy there, as a share of the scan's: one seed, the mean of four, biharmonic, and the autoencoder alone.
+- AUROC of the mean residual |X − H| inside the shape (mean of four seeds), and of the residual of their mean over their
+  spread, tumours against healthy places;
+- at healthy places, the mean absolute error against the scan of: the mean of four seeds, one seed, one seed as
+  delivered, with the scan's own texture (``diffugts.blend``), the mean of four such, biharmonic filling (scikit-image),
+  the mean of the rim, and the autoencoder alone (nothing repainted: the least that is possible). The model repaints
+  whole latent voxels and is blended in at the shape's surface; the simple fillings fill either that larger hole, or
+  the shape alone ("from the shape's own rim");
+- gradient energy there, as a share of the scan's, of each of them.
 
 Errors are in HU for CT, and in thousandths of the scan's range for MR; all on the model's grid.
 """
@@ -28,6 +30,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from diffugts.blend import textured
 from diffugts.case import Case
 from diffugts.healing import Sampling, heal_regions
 from diffugts.inpaint import dilate
@@ -35,14 +38,16 @@ from diffugts.io import read_mask, read_volume
 
 SEEDS = 4
 RADIUS_MM, AWAY_MM, MARGIN_MM, LARGEST_ML = 20.0, 20.0, 6.0, 40.0
+LEAST_SPREAD = 0.005  # 10 HU
 
 
 @dataclass(frozen=True)
 class Place:
-    """One repainted shape: the mean residual in it, errors and gradient energies by method."""
+    """One repainted shape: the mean residual in it and that over the seeds' spread, errors and energies by method."""
 
     tumour: bool
     residual: float
+    over_spread: float
     errors: dict[str, float]
     energies: dict[str, float]
 
@@ -133,21 +138,29 @@ def measure(case: Case, image: np.ndarray, mask: np.ndarray, tumour: bool) -> Pl
     """Repaint one shape under four seeds and compare."""
     import torch
 
-    painted, decoded, box = [], None, None
+    painted, delivered, decoded, box = [], [], None, None
     for seed in range(SEEDS):
         (region,) = heal_regions(
             case.segmenter.backbone, case.encoding.latent, torch.from_numpy(mask), case.conditions, seed, Sampling()
         )
         painted.append(region.healthy.numpy())
         decoded, box = region.decoded.numpy(), region.box
+        whole = image.copy()
+        whole[box] = painted[-1]
+        delivered.append(textured(image, whole, mask, case.placement.spacing, seed)[box])
     scan, inside = image[box], mask[box]
-    residual = np.mean([np.abs(ndimage.gaussian_filter(decoded - h, 1.0))[inside].mean() for h in painted])
+    residual = float(np.mean([np.abs(ndimage.gaussian_filter(decoded - h, 1.0))[inside].mean() for h in painted]))
+    mean = np.mean(painted, axis=0)
+    over_spread = np.abs(ndimage.gaussian_filter(decoded - mean, 1.0))[inside].mean()
+    over_spread = float(over_spread / (np.std(painted, axis=0)[inside].mean() + LEAST_SPREAD))
     if tumour:
-        return Place(True, float(residual), {}, {})
+        return Place(True, residual, over_spread, {}, {})
     hole = region.mask.numpy()
     answers = {
-        "mean of seeds": np.mean(painted, axis=0),
+        "mean of seeds": mean,
         "one seed": painted[0],
+        "one seed, with texture": delivered[0],
+        "mean of seeds, with texture": np.mean(delivered, axis=0),
         "biharmonic": biharmonic(scan, hole),
         "rim mean": rim_mean(scan, hole),
         "biharmonic, from the shape's own rim": biharmonic(scan, inside),
@@ -156,7 +169,7 @@ def measure(case: Case, image: np.ndarray, mask: np.ndarray, tumour: bool) -> Pl
     }
     errors = {name: float(np.abs(answer - scan)[inside].mean()) for name, answer in answers.items()}
     energy = {name: float(gradient(answer)[inside].mean()) for name, answer in {**answers, "scan": scan}.items()}
-    return Place(False, float(residual), errors, {name: value / energy["scan"] for name, value in energy.items()})
+    return Place(False, residual, over_spread, errors, {name: value / energy["scan"] for name, value in energy.items()})
 
 
 def biharmonic(scan: np.ndarray, hole: np.ndarray) -> np.ndarray:
@@ -181,9 +194,14 @@ def report(modality: str, rows: list[Place]) -> None:
     from diffugts.bench.metrics import Ranking
 
     healthy = [row for row in rows if not row.tumour]
-    auroc = Ranking.of(np.array([row.residual for row in rows]), np.array([row.tumour for row in rows])).auroc()
+    tumours = np.array([row.tumour for row in rows])
+    auroc, over = (
+        Ranking.of(np.array(values), tumours).auroc()
+        for values in ([row.residual for row in rows], [row.over_spread for row in rows])
+    )
     unit = 2000 if modality == "CT" else 1000
-    print(f"{modality}: {len(rows) - len(healthy)} tumours, {len(healthy)} healthy places, AUROC {auroc:.3f}")
+    print(f"{modality}: {len(rows) - len(healthy)} tumours, {len(healthy)} healthy places")
+    print(f"  AUROC of the mean residual {auroc:.3f}, over the seeds' spread {over:.3f}")
     for name in healthy[0].errors:
         error = unit * np.mean([row.errors[name] for row in healthy])
         energy = np.median([row.energies[name] for row in healthy])

@@ -18,6 +18,7 @@ from diffugts.anatomy import Organs, load_locator, locator_file
 from diffugts.aova import Attention, AttentionHead, attend, mean_of_looks
 from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import Encoding
+from diffugts.blend import textured
 from diffugts.errors import InputError
 from diffugts.healing import Sampling
 from diffugts.intensity import IntensityMap
@@ -229,7 +230,7 @@ class Case:
         evidence = heal_candidate(
             self.segmenter.backbone, self.encoding.latent, candidate, self.conditions, [seed], Sampling(steps)
         )
-        return self._pseudo_healthy(evidence)
+        return self._pseudo_healthy(evidence, seed)
 
     def _given(self, region: npt.NDArray[Any] | str | Path) -> npt.NDArray[np.bool_]:
         """A user's mask on the model grid, dilated by the settings' margin."""
@@ -276,7 +277,7 @@ class Case:
                 mask=mask,
                 probability=probability,
                 attention=np.clip(back(attended, "linear"), 0, 1),
-                pseudo_healthy=self._pseudo_healthy(evidence),
+                pseudo_healthy=self._pseudo_healthy(evidence, seed),
                 residual=back(refined.residual, "linear"),
                 uncertainty=back(refined.spread, "linear") if seeds > 1 else None,
                 lesions=find_lesions(mask, self.volume, probability),
@@ -299,8 +300,8 @@ class Case:
             )
         return ()
 
-    def _pseudo_healthy(self, evidence: Evidence) -> npt.NDArray[Any]:
-        """Paste the healed regions into the scan, feathered inside the mask; every other voxel keeps its bits."""
+    def _pseudo_healthy(self, evidence: Evidence, seed: int) -> npt.NDArray[Any]:
+        """Paste the healed regions into the scan, with its own texture; every voxel outside the mask keeps its bits."""
         scan = self.volume.array
         healed = scan.astype(np.result_type(scan.dtype, np.float32))
         if not evidence.mask.any():
@@ -308,6 +309,7 @@ class Case:
         weight = self.placement.inverse(evidence.feather(), "linear")
         inside = weight > 0
         painted = self.intensity.inverse(self.placement.inverse(evidence.healthy, "linear"))
+        painted = textured(healed, painted, inside, self.volume.spacing, seed)
         healed[inside] += weight[inside] * (painted[inside] - healed[inside])
         return healed
 

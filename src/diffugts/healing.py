@@ -13,6 +13,7 @@ from torch import Tensor
 from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import LatentDiffusion, announce, blending_weight
 from diffugts.backbone.memory import box_limit
+from diffugts.blend import seamless
 from diffugts.inpaint import flow_times, inpaint_ddim, inpaint_flow, scaled_linear_alphas, to_latent_mask
 from diffugts.organs import OrganMap
 from diffugts.tiles import Box, Cover, at, clusters, grown, tight, union, volume, within
@@ -48,7 +49,7 @@ class Healed:
         box: the region in image voxels of the model grid.
         mask: (D, H, W) bool, what was repainted, at the latent's resolution.
         decoded: (D, H, W) X = D(z/s), the scan as the model sees it.
-        healthy: (D, H, W) H = D(z0/s).
+        healthy: (D, H, W) H = D(z0/s) inside M, without a seam at its surface (``blend``); X outside of it.
         latent: (1, C, d, h, w) z. healthy_latent: z0, equal to z outside the mask.
     """
 
@@ -87,7 +88,7 @@ def heal_regions(
         inner = [within(box, outer) for box in boxes]
         report = progress and partial(_overall, progress, number, len(groups))
         z0 = _repaint(model, z, part, noise[place], inner, outer, conditions, seed, sampling, report)
-        yield _decoded(model, z, z0, part, inner, outer, limit)
+        yield _decoded(model, z, z0, part, mask, inner, outer, limit)
         if progress:
             progress((number + 1) / len(groups))
 
@@ -140,9 +141,14 @@ def _repaint(
 
 @torch.inference_mode()
 def _decoded(
-    model: LatentDiffusion, z: Tensor, z0: Tensor, mask: Tensor, boxes: Sequence[Box], outer: Box, limit: int
-) -> Healed:
-    """Decode a cluster where it was repainted, and a rim around that."""
+    model: LatentDiffusion, z: Tensor, z0: Tensor, mask: Tensor, candidate: Tensor, boxes: Sequence[Box], outer: Box,
+    limit: int,
+) -> Healed:  # fmt: skip
+    """Decode a cluster where it was repainted, and a rim around that.
+
+    Args:
+        mask: (1, 1, ·) like z, what was repainted. candidate: (D, H, W) of the whole scan, what was to be.
+    """
     stride, marked = model.config.stride, (mask[0, 0] > 0).cpu().numpy()
     whole = grown(tight(marked) or boxes[0], marked.shape, RIM)
     parts = [grown(found, marked.shape, RIM) for box in boxes if (found := tight(marked[box], box)) is not None]
@@ -164,7 +170,9 @@ def _decoded(
         full = full.repeat_interleave(stride, axis)
     sides = [slice(o.start + w.start, o.start + w.stop) for o, w in zip(outer, whole, strict=True)]
     box = _scaled((sides[0], sides[1], sides[2]), stride)
-    return Healed(box, full, images[0], images[1], z[at(whole)], z0[at(whole)])
+    x, h = (image.float() for image in images)
+    left = seamless((x - h).cpu().numpy(), candidate[box].cpu().numpy())
+    return Healed(box, full, x, x - torch.from_numpy(left).to(x.device), z[at(whole)], z0[at(whole)])
 
 
 def _scaled(box: Box, stride: int) -> Box:
