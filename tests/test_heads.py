@@ -43,6 +43,16 @@ def test_a_part_counts_only_where_its_peak_is_sure(attended: np.ndarray) -> None
     assert Settings(threshold=0.3, sure=0.8).suspicious(attended, 1.0, SPACING).sum() == 0
 
 
+def test_where_no_organ_is_named_a_part_must_be_firm(attended: np.ndarray) -> None:
+    attended[12:17, 12:17, 12:17] = 0.8  # log-odds 1.39; those of the block are -0.41
+    settings = Settings(threshold=0.3, min_candidate_ml=0.1, firm=1.2)
+    assert settings.suspicious(attended, 1.0, SPACING).sum() == 250
+    found = settings.suspicious(attended, 1.0, SPACING, anywhere=True)
+    assert found.sum() == 125
+    assert found[12:17, 12:17, 12:17].all()
+    assert Settings(threshold=0.3, min_candidate_ml=0.1).suspicious(attended, 1.0, SPACING, anywhere=True).sum() == 250
+
+
 def test_score_gates_everything(attended: np.ndarray) -> None:
     settings = Settings(threshold=0.3, score_threshold=0.5)
     assert not settings.candidate(attended, 0.49, SPACING).any()

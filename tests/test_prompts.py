@@ -196,6 +196,15 @@ def test_synonyms_share_their_phrases(same: list[str]) -> None:
     assert len({(p.abnormal, p.normal) for p in map(parse, same)}) == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "anywhere"),
+    [("tumor", True), ("lesion", True), ("no tumor", True), ("liver tumor", False), ("glioma", False),
+     ("appendix tumor", False), ("calcification", False)],
+)  # fmt: skip
+def test_anywhere_is_what_names_no_organ(text: str, anywhere: bool) -> None:
+    assert parse(text).anywhere is anywhere
+
+
 def test_phrases_are_short_and_separate() -> None:
     liver, anything = parse("liver tumor"), parse("tumor")
     assert 4 <= len(liver.abnormal) <= 6

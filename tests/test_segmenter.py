@@ -78,6 +78,19 @@ def test_answer_does_not_depend_on_the_other_prompts(case: Case) -> None:
     np.testing.assert_allclose(alone.probability, together.probability, atol=1e-4)
 
 
+def test_only_a_prompt_that_names_no_organ_needs_a_firm_answer_and_a_negated_one_gets_none(case: Case) -> None:
+    held = with_settings(case, replace(EAGER, firm=99.0))
+    prompts = parse_all(["tumor", "lung tumor", "no lung tumor"])
+    attention = held.attention(prompts)
+    pointed = [
+        held.suspicious(prompt, held.attended(attention, prompt, index), float(attention.score[index])).any()
+        for index, prompt in enumerate(prompts)
+    ]
+    assert pointed == [False, True, False]
+    assert with_settings(case, EAGER).segment("tumor")["tumor"].residual.any()
+    assert not held.segment("tumor")["tumor"].residual.any()
+
+
 def test_organ_that_the_head_never_saw_is_asked_as_any_tumour_and_says_so(case: Case) -> None:
     knows = replace(case, segmenter=replace(case.segmenter, settings=EAGER, seen=frozenset({"lung"})))
     prompts = ["tumor", "lung tumor", "prostate tumor"]

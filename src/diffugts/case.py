@@ -165,6 +165,16 @@ class Case:
         inside[scanned] = whole[scanned] if search is None else search.of(whole[scanned])
         return inside
 
+    def suspicious(self, prompt: Prompt, attended: npt.NDArray[np.float32], score: float) -> npt.NDArray[np.bool_]:
+        """Where attention points, (D, H, W) on the model grid; nowhere for a negated prompt.
+
+        Args:
+            attended: P_abn of the prompt. score: image level, 0..1.
+        """
+        if prompt.negated:
+            return np.zeros(attended.shape, np.bool_)
+        return self.segmenter.settings.suspicious(attended, score, self.placement.spacing, prompt.anywhere)
+
     def search(self, prompt: Prompt) -> Search | None:
         """Where a prompt is searched for, on the scanned part of the model grid; None for all of it."""
         return None if self.segmenter.asked(prompt) is prompt else self.organs.search(prompt.anatomy)
@@ -244,7 +254,7 @@ class Case:
         settings, backbone = self.segmenter.settings, self.segmenter.backbone
         attended = self.attended(attention, prompt, index)
         score = float(attention.score[index])
-        suspicious = settings.suspicious(attended, score, self.placement.spacing)
+        suspicious = self.suspicious(prompt, attended, score)
         candidate = settings.dilated(suspicious, self.placement.spacing) if given is None else given
         if prompt.negated:
             candidate = np.zeros_like(candidate)
@@ -309,7 +319,7 @@ class Case:
         weight = self.placement.inverse(evidence.feather(), "linear")
         inside = weight > 0
         painted = self.intensity.inverse(self.placement.inverse(evidence.healthy, "linear"))
-        painted = textured(healed, painted, inside, self.volume.spacing, seed)
+        painted = textured(healed, painted, inside, self.volume.spacing.tolist(), seed)
         healed[inside] += weight[inside] * (painted[inside] - healed[inside])
         return healed
 

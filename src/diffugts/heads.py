@@ -17,6 +17,7 @@ from diffugts.errors import WeightsError
 from diffugts.inpaint import dilate
 from diffugts.likelihood import Odds
 from diffugts.residual import Fusion, ResidualHead
+from diffugts.search.base import log_odds
 
 HEADS, RESIDUAL = "heads.json", "residual.safetensors"
 HELD_OUT = "held_out"
@@ -32,6 +33,8 @@ class Settings:
         relative: and above which share of the scan's highest: attention is surer on some scanners than on others.
         sure: a connected candidate counts only where its highest probability passes this: a low threshold outlines
             what a high one finds.
+        firm: where the prompt names no organ, so that nothing but attention says that something is there, a candidate
+            counts only where its mean log-odds reach this; 0 does not ask.
         score_threshold: image-level score below which there is no candidate at all.
         margin_mm: how far the candidate is grown before it is repainted.
         min_candidate_ml: connected candidates smaller than this are dropped.
@@ -50,6 +53,7 @@ class Settings:
     threshold: float = 0.5
     relative: float = 0.0
     sure: float = 0.0
+    firm: float = 0.0
     score_threshold: float = 0.5
     margin_mm: float = 6.0
     min_candidate_ml: float = 0.1
@@ -78,12 +82,14 @@ class Settings:
         return dilate(mask, spacing, self.margin_mm)
 
     def suspicious(
-        self, attended: npt.NDArray[np.float32], score: float, spacing: tuple[float, float, float]
-    ) -> npt.NDArray[np.bool_]:
+        self, attended: npt.NDArray[np.float32], score: float, spacing: tuple[float, float, float],
+        anywhere: bool = False,
+    ) -> npt.NDArray[np.bool_]:  # fmt: skip
         """P_abn > threshold without its smallest and its unsure parts, gated by the image-level score.
 
         Args:
             attended: (D, H, W) P_abn on the model grid. score: image level, 0..1. spacing: of the model grid, mm.
+            anywhere: the prompt names no organ.
         """
         from scipy import ndimage
 
@@ -93,7 +99,10 @@ class Settings:
         labels, count = ndimage.label(mask)
         sizes = np.bincount(labels.ravel()) * float(np.prod(spacing)) / 1000
         peaks = np.asarray(ndimage.maximum(attended, labels, np.arange(count + 1)))
-        kept: npt.NDArray[np.bool_] = mask & ((sizes >= self.min_candidate_ml) & (peaks > self.sure))[labels]
+        counts = (sizes >= self.min_candidate_ml) & (peaks > self.sure)
+        if anywhere and self.firm:
+            counts &= np.asarray(ndimage.mean(log_odds(attended), labels, np.arange(count + 1))) >= self.firm
+        kept: npt.NDArray[np.bool_] = mask & counts[labels]
         return kept
 
     def candidate(

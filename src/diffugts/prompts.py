@@ -59,6 +59,11 @@ class Prompt:
     normal: tuple[str, ...]
     known: bool
 
+    @property
+    def anywhere(self) -> bool:
+        """It names no organ, so that it asks whether something is there at all."""
+        return self.anatomy is None and self.known
+
     def to_dict(self) -> dict[str, Any]:
         """The same fields, ready for JSON."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}

@@ -111,8 +111,7 @@ class Subject:
     @cached_property
     def suspicious(self) -> Mask:
         """Where attention points, (D, H, W) on the model grid; empty for a negated prompt."""
-        found = self.settings.suspicious(*self.attended, self.encoded.placement.spacing)
-        return np.zeros_like(found) if self.prompt.negated else found
+        return self.encoded.suspicious(self.prompt, *self.attended)
 
     def evidence(self, seeds: int) -> Evidence:
         """What inpainting shows under that many seeds; each seed is painted once, whoever asks."""

@@ -48,8 +48,7 @@ class Search:
             return np.where(self.region, attended, 0).astype(np.float32)
         if self.parts is not None:
             return self._meant(attended, self.parts, self.odds)
-        p = np.clip(attended, LEAST_P, 1 - LEAST_P)
-        logits: Map = np.log(p / (1 - p))
+        logits = log_odds(attended)
         if self.share:
             return self._likeliest(standardised(logits, self.region) + self.odds)
         return np.where(self.region, 1 / (1 + np.exp(-(logits + self.odds))), 0).astype(np.float32)
@@ -74,6 +73,12 @@ class Search:
         found: Map = np.where(labels > 0, main, 1) / (1 + np.exp(-SHARPNESS * excess))
         rim = self.region & (ndimage.distance_transform_edt(~main) <= RIM_VOX)
         return np.where(rim, np.maximum(found, RIM_P), found).astype(np.float32)
+
+
+def log_odds(p: Map) -> Map:
+    """log p / (1 − p), of probabilities kept off 0 and 1."""
+    p = np.clip(p, LEAST_P, 1 - LEAST_P)
+    return np.asarray(np.log(p / (1 - p)), np.float32)
 
 
 def parts_of(mask: Mask, spacing: Spacing, least_ml: float) -> list[Mask]:
