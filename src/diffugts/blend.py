@@ -18,7 +18,7 @@ Map = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 TOLERANCE, ITERATIONS = 1e-3, 400  # of the membrane
-COARSE_MM = 3.0  # deviation of the gaussian: what is finer is texture
+COARSE_MM = 4.0  # deviation of the gaussian: what is finer is texture
 BLOCK_MM = 6.0  # places are compared by their means over blocks of this side
 BLOCKS = 4  # blocks along a tile's side
 REACH_MM = 64.0  # texture is borrowed from so near

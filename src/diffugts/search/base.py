@@ -19,7 +19,7 @@ FARTHEST = 3.0  # usual deviations from the median: more says no more
 SMOOTH_VOX = 2.0
 SHARPNESS = 2.0  # logits per usual deviation
 RIM_VOX, RIM_P = 3.0, 0.55  # what is highest is grown by so much: smoothing and depth eat its rim
-AS_LIKELY = 0.5  # of the likeliest part: parts that are so likely count as well
+AS_LIKELY = 0.7  # of the likeliest part: parts that are so likely count as well
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Search:
             themselves: what counts is then where both are highest in this scan. 0 where attention's own measure counts.
         parts: (D, H, W) the scan's own candidates, numbered from 1; ``odds`` then say how far inside one a voxel is, in
             usual deviations. Which of them is meant is attention's to say.
-        trust: in each part, 0..1.
+        trust: what the scan says for each part, beside attention; only how parts compare counts.
     """
 
     region: Mask

@@ -120,9 +120,14 @@ def _tissue(smooth: Map, even: Mask, spacing: Spacing, said: Mask | None) -> Mas
 
 
 def _parts(other: Mask, thin: float, own: Mask, hu: Map, spacing: Spacing) -> tuple[Labels, tuple[float, ...]]:
-    """Parts of what has another tone that are thick enough, and how much of what surrounds each is liver."""
+    """Parts of what has another tone that are thick enough, and what speaks for each.
+
+    That is half its width times the square of how much of what surrounds it is liver: tumours are rounder than vessels,
+    and have liver on all sides.
+    """
     beyond = np.pad(other, 1, mode="edge")  # where the scan ends a part goes on
-    labels, _ = ndimage.label((_depth(beyond, spacing) > thin)[1:-1, 1:-1, 1:-1])
+    depth = _depth(beyond, spacing)[1:-1, 1:-1, 1:-1]
+    labels, _ = ndimage.label(depth > thin)
     far, nearest = ndimage.distance_transform_edt(labels == 0, sampling=spacing, return_indices=True)
     grown = np.where(other & (far <= thin + max(spacing) / 4), labels[tuple(nearest)], 0)
     margin = [int(np.ceil(SHELL_MM[1] / mm)) + 1 for mm in spacing]
@@ -134,7 +139,7 @@ def _parts(other: Mask, thin: float, own: Mask, hu: Map, spacing: Spacing) -> tu
             continue
         distance = _depth(~part, spacing)
         shell = (distance > SHELL_MM[0]) & (distance <= SHELL_MM[1])
-        trust.append(float(own[around][shell].mean()))
+        trust.append(float(own[around][shell].mean() ** 2 * depth[around][part].max()))
         parts[around][part] = len(trust)
     return parts, tuple(trust)
 
