@@ -12,8 +12,9 @@ from diffugts.anatomy import Organs
 from diffugts.case import Case, upsampled
 from diffugts.errors import InputError, WeightsError
 from diffugts.heads import Settings
+from diffugts.healing import Sampling
 from diffugts.prompts import parse_all
-from diffugts.refine import Evidence, convincing
+from diffugts.refine import Evidence, convincing, heal_candidate
 from diffugts.residual import Fusion
 from diffugts.search import Search
 from diffugts.segmenter import Segmenter
@@ -76,6 +77,22 @@ def test_answer_does_not_depend_on_the_other_prompts(case: Case) -> None:
     )
     np.testing.assert_allclose(alone.attention, together.attention, atol=1e-6)
     np.testing.assert_allclose(alone.probability, together.probability, atol=1e-4)
+
+
+def test_a_users_region_is_compared_without_a_seam_and_attentions_candidate_as_it_was_painted(
+    case: Case, region: np.ndarray
+) -> None:
+    candidate = case.placement.forward(region, "max").astype(bool)
+    backbone, latent = case.segmenter.backbone, case.encoding.latent
+    given, found = (
+        heal_candidate(backbone, latent, candidate, case.conditions, [0], Sampling(), smooth_vox=0.0, trusted=trusted)
+        for trusted in (True, False)
+    )
+    np.testing.assert_array_equal(given.healthy, found.healthy)  # what is shown never has a seam
+    np.testing.assert_allclose(given.signed[0], given.decoded - given.healthy, atol=1e-6)
+    assert not given.signed[0][~candidate].any()
+    assert found.signed[0][~candidate].any()  # whole latent voxels were painted
+    assert not np.allclose(found.signed[0][candidate], given.signed[0][candidate], atol=1e-4)
 
 
 def test_only_a_prompt_that_names_no_organ_needs_a_firm_answer_and_a_negated_one_gets_none(case: Case) -> None:

@@ -272,6 +272,7 @@ class Case:
                 report,
                 settings.fusion.smooth_vox,
                 self.second_look(prompt) if given is None and settings.fall > 0 else None,
+                given is not None,
             )
             evidence = convincing(evidence, suspicious, settings, self.placement.spacing)
         with self.clock("refine"):

@@ -49,13 +49,15 @@ class Healed:
         box: the region in image voxels of the model grid.
         mask: (D, H, W) bool, what was repainted, at the latent's resolution.
         decoded: (D, H, W) X = D(z/s), the scan as the model sees it.
-        healthy: (D, H, W) H = D(z0/s) inside M, without a seam at its surface (``blend``); X outside of it.
+        painted: (D, H, W) H = D(z0/s).
+        healthy: (D, H, W) the same inside M without a seam at its surface (``blend``); X outside of it.
         latent: (1, C, d, h, w) z. healthy_latent: z0, equal to z outside the mask.
     """
 
     box: Box
     mask: Tensor
     decoded: Tensor
+    painted: Tensor
     healthy: Tensor
     latent: Tensor
     healthy_latent: Tensor
@@ -172,7 +174,8 @@ def _decoded(
     box = _scaled((sides[0], sides[1], sides[2]), stride)
     x, h = (image.float() for image in images)
     left = seamless((x - h).cpu().numpy(), candidate[box].cpu().numpy())
-    return Healed(box, full, x, x - torch.from_numpy(left).to(x.device), z[at(whole)], z0[at(whole)])
+    healthy = x - torch.from_numpy(left).to(x.device)
+    return Healed(box, full, x, h, healthy, z[at(whole)], z0[at(whole)])
 
 
 def _scaled(box: Box, stride: int) -> Box:

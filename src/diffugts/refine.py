@@ -39,7 +39,7 @@ class Evidence:
 
     Attributes:
         mask: the candidate M, bool.
-        decoded: X, 0..1. healthy: H of the first seed, 0..1.
+        decoded: X, 0..1. healthy: H of the first seed without a seam, 0..1.
         signed: smoothed X − H of each seed. feature: latent residual of each seed.
         fall: by how much attention's logit is lower on H than on X; None where nobody asked.
     """
@@ -77,12 +77,14 @@ class Refined:
 def heal_candidate(
     model: LatentDiffusion, latent: torch.Tensor, candidate: npt.NDArray[np.bool_], conditions: Conditions,
     seeds: Sequence[int], sampling: Sampling, progress: Callable[[float], None] | None = None, smooth_vox: float = 1.0,
-    look: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    look: Callable[[torch.Tensor], torch.Tensor] | None = None, trusted: bool = False,
 ) -> Evidence:  # fmt: skip
     """Repaint a candidate once per seed; an empty one costs no diffusion.
 
     Args:
         look: attention's logits on an image (D, H, W) in 0..1, to ask it again about what the first seed painted.
+        trusted: the candidate came from the user, so that what lies around it is healthy: residuals are then against an
+            H without a seam there. Attention's candidate may cut through a tumour, which the seam would carry into H.
     """
     fall = None if look is None else np.zeros(candidate.shape, np.float32)
     decoded, healthy = np.zeros(candidate.shape, np.float32), np.zeros(candidate.shape, np.float32)
@@ -92,11 +94,11 @@ def heal_candidate(
         report = progress and partial(_overall, progress, number, len(seeds))
         mask = torch.from_numpy(candidate).to(latent.device)
         for region in heal_regions(model, latent, mask, conditions, seed, sampling, report):
-            x, h = region.decoded, region.healthy
+            x, h = region.decoded, region.healthy if trusted else region.painted
             signed[region.box] = signed_residual(x, h, smooth_vox).cpu().numpy()
             feature[region.box] = feature_residual(region.latent, region.healthy_latent, x.shape).cpu().numpy()
             if number == 0:
-                decoded[region.box], healthy[region.box] = x.cpu().numpy(), h.cpu().numpy()
+                decoded[region.box], healthy[region.box] = x.cpu().numpy(), region.healthy.cpu().numpy()
                 if look is not None and fall is not None:
                     fall[region.box] = (look(x) - look(h)).cpu().numpy()
         differences.append(signed)

@@ -131,7 +131,7 @@ def make_example(
     if not candidate.any():
         return None
     seeds = [int(rng.integers(2**31))]
-    evidence = heal_candidate(model, encoding.latent, candidate, conditions, seeds, Sampling())
+    evidence = heal_candidate(model, encoding.latent, candidate, conditions, seeds, Sampling(), trusted=trusted)
     box = ndimage.find_objects(candidate.astype(np.uint8))[0]
     signed, feature, decoded, inside = (
         torch.from_numpy(a[box]) for a in (evidence.signed[0], evidence.feature[0], evidence.decoded, candidate)
