@@ -4,8 +4,8 @@
 
 From each scan of the recipe's first source (chest and abdomen CT) the first tumours of the organ whose seeds trained
 nothing, of half a millilitre at least, are cut out with a margin of 50 mm; the scans around them did train, as tissue
-without marked tumours. Printed: Dice of what is suspicious, with
---refine also of the answer, by scan and in the mean, and apart for tumours that are darker than what they grow in.
+without marked tumours. Printed: Dice of what is suspicious, with --refine also of the answer, by scan and in the mean,
+and apart for tumours that are darker than what they grow in.
 """
 
 from __future__ import annotations
@@ -84,10 +84,9 @@ def planted(recipe: Path, data: Path, organ: str, count: int) -> Iterator[tuple[
 
 def suspicious(case: Case, prompt: str) -> np.ndarray:
     """What attention takes for tumour, (D, H, W) bool on the model grid."""
-    parsed = parse_all([prompt])
-    attention = case.attention(parsed)
-    settings, attended = case.segmenter.settings, case.attended(attention, parsed[0])
-    return settings.suspicious(attended, float(attention.score[0]), case.placement.spacing)
+    (parsed,) = parse_all([prompt])
+    attention = case.attention([parsed])
+    return case.suspicious(parsed, case.attended(attention, parsed), float(attention.score[0]))
 
 
 def contrast(volume: Volume, truth: np.ndarray) -> float:

@@ -160,6 +160,11 @@ def collect(segmenter: Segmenter, name: str, volume: Volume, modality: str, prom
     return {"name": name, "score": score, "attended": attended, "truth": kept, "case": case, "prompt": parsed[0]}
 
 
+def suspicious(one: dict, settings: Settings) -> np.ndarray:
+    """Where attention points under these settings, (D, H, W) bool."""
+    return settings.suspicious(one["attended"], one["score"], one["case"].placement.spacing, one["prompt"].anywhere)
+
+
 def choose_candidate(kept: list[dict], start: Settings) -> Settings:
     """The thresholds whose suspicious region has the best merit."""
     rows = []
@@ -167,10 +172,7 @@ def choose_candidate(kept: list[dict], start: Settings) -> Settings:
         (0.0, 0.5, 0.8, 0.9), (0.05, 0.1, 0.2, 0.3, 0.4, 0.5), (0.0, 0.3, 0.5, 0.6, 0.7)
     ):
         settings = replace(start, score_threshold=score, threshold=threshold, relative=relative)
-        dices = [
-            dice(settings.suspicious(one["attended"], one["score"], one["case"].placement.spacing), one["truth"])
-            for one in kept
-        ]
+        dices = [dice(suspicious(one, settings), one["truth"]) for one in kept]
         rows.append((merit(dices, kept), settings))
     return best_of(rows, "suspicious region")[1]
 
@@ -179,9 +181,9 @@ def choose_refinement(kept: list[dict], start: Settings) -> Settings:
     """The form, with its weights, that has the best merit on the chosen candidates."""
     for one in kept:
         case, settings = one["case"], start
-        candidate = settings.candidate(one["attended"], one["score"], case.placement.spacing)
         model = case.segmenter.backbone
-        one["suspicious"] = settings.suspicious(one["attended"], one["score"], case.placement.spacing)
+        one["suspicious"] = suspicious(one, settings)
+        candidate = settings.dilated(one["suspicious"], case.placement.spacing)
         one["evidence"] = heal_candidate(
             model, case.encoding.latent, candidate, case.conditions, [0], Sampling(),
             look=case.second_look(one["prompt"]),
