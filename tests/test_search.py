@@ -84,6 +84,17 @@ def test_a_mass_against_the_wall_of_a_lung_is_looked_for_and_neither_air_nor_bod
     assert not found.region[~ball(32, 32, 32, 20)].any()  # the air around the body is no lung
 
 
+def test_a_nodule_with_air_on_all_sides_is_sure_and_neither_vessels_nor_walls_are() -> None:
+    hu, lungs, mass = chest()
+    nodule = ball(26, 27, 36, 3)
+    hu[nodule] = 30
+    found = lung.search(ct(hu), SPACING, "ct", lungs)
+    assert found is not None
+    p = found.of(np.full(hu.shape, 0.05, np.float32))
+    assert dice(p > 0.5, nodule) > 0.75
+    assert (p[mass & found.region] < 0.1).mean() > 0.95
+
+
 def test_in_mr_the_lung_is_what_the_locator_says_with_what_it_surrounds() -> None:
     _, lungs, mass = chest()
     found = lung.search(np.full(lungs.shape, 0.1, np.float32), SPACING, "mr", lungs)
@@ -171,17 +182,27 @@ def test_odds_add_to_logits() -> None:
     assert np.allclose(found, 0.75)
 
 
-def test_of_a_share_the_main_part_alone_counts() -> None:
+def test_the_main_part_of_what_is_highest_counts_alone() -> None:
     region = np.ones((32, 32, 32), bool)
     attended = np.full(region.shape, 0.01, np.float32)
     attended[4:16, 4:16, 4:16] = 0.2  # a twentieth of the region
     attended[24:28, 24:28, 24:28] = 0.2
-    found = Search(region, np.zeros(region.shape, np.float32), share=0.1).of(attended) > 0.5
+    found = Search(region, np.zeros(region.shape, np.float32), relative=True).of(attended) > 0.5
     assert found[8:12, 8:12, 8:12].all()
-    assert not found[24:28, 24:28, 24:28].any()
-    assert found.mean() <= 0.25  # a tenth, and its rim
+    assert not found[26:, 26:, 26:].any()
     beyond = np.ones(region.shape, bool)
     beyond[:24, :24, :24] = False  # smoothing and the rim reach a few voxels
+    assert not found[beyond].any()
+
+
+def test_what_runs_on_beyond_the_scan_counts_less() -> None:
+    region = np.ones((48, 48, 48), bool)
+    within, beyond = np.zeros_like(region), np.zeros_like(region)
+    within[20:30, 28:38, 20:30] = True
+    beyond[10:20, 8:20, :] = True
+    odds = 2 * within.astype(np.float32) + 2 * beyond
+    found = Search(region, odds, relative=True).of(np.full(region.shape, 0.01, np.float32)) > 0.5
+    assert found[within].mean() > 0.9
     assert not found[beyond].any()
 
 
@@ -190,8 +211,10 @@ def test_attention_need_not_be_sure_only_highest() -> None:
     odds = np.zeros(region.shape, np.float32)
     attended = np.random.default_rng(0).uniform(0.01, 0.02, region.shape).astype(np.float32)
     attended[4:16, 4:16, 4:16] = 0.04
-    faint = Search(region, odds, 0.1).of(attended) > 0.5
-    sure = Search(region, odds, 0.1).of(1 / (1 + (1 - attended) / attended / 20)) > 0.5  # 3 nats more everywhere
+    faint = Search(region, odds, relative=True).of(attended) > 0.5
+    sure = (
+        Search(region, odds, relative=True).of(1 / (1 + (1 - attended) / attended / 20)) > 0.5
+    )  # 3 nats more everywhere
     assert dice(faint, sure) > 0.99
 
 

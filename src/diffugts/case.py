@@ -303,7 +303,7 @@ class Case:
         if asked is not prompt and not given:
             searched = "the whole scan; tumours of other organs count too"
             if search := self.search(prompt):
-                even = ", where it is deep and even" if search.share else ""
+                even = ", where it is deep and even" if search.relative else ""
                 searched = f"the {prompt.anatomy} that was found in it{even}"
             return (
                 f"The model saw no tumour of the {prompt.anatomy} in training, so {prompt.text!r} was asked as "

@@ -18,7 +18,13 @@ LEAST_P = 1e-4
 FARTHEST = 3.0  # usual deviations from the median: more says no more
 SMOOTH_VOX = 2.0
 SHARPNESS = 2.0  # logits per usual deviation
-RIM_VOX, RIM_P = 3.0, 0.55  # what is highest is grown by so much: smoothing and depth eat its rim
+ATTENTION = 0.5  # of a usual deviation of attention, beside a whole one of each thing that the scan says
+SHARES = (0.16, 0.14, 0.12, 0.1, 0.09, 0.08, 0.07)  # of a region that one tumour may fill: the most that is whole
+CUT, WHOLE = (
+    15.0,
+    0.01,
+)  # a part counts less by exp(-CUT × share of its surface at the scan's end); whole: less than WHOLE
+RIM_VOX, RIM_P = 4.0, 0.55  # what is highest is grown by so much: smoothing and depth eat its rim
 AS_LIKELY = 0.7  # of the likeliest part: parts that are so likely count as well
 
 
@@ -28,9 +34,9 @@ class Search:
 
     Attributes:
         region: (D, H, W).
-        odds: (D, H, W) what the scan says there, in nats, or with ``share`` in usual deviations; None: nothing.
-        share: of the region that one tumour is taken to fill, where neither attention nor odds can be sure in
-            themselves: what counts is then where both are highest in this scan. 0 where attention's own measure counts.
+        odds: (D, H, W) what the scan says there, in nats, or if ``relative`` in usual deviations; None: nothing.
+        relative: neither attention nor odds can be sure in themselves: what counts is where both are highest in this
+            scan.
         parts: (D, H, W) the scan's own candidates, numbered from 1; ``odds`` then say how far inside one a voxel is, in
             usual deviations. Which of them is meant is attention's to say.
         trust: what the scan says for each part, beside attention; only how parts compare counts.
@@ -38,7 +44,7 @@ class Search:
 
     region: Mask
     odds: Map | None = None
-    share: float = 0.0
+    relative: bool = False
     parts: Labels | None = None
     trust: tuple[float, ...] = ()
 
@@ -49,8 +55,8 @@ class Search:
         if self.parts is not None:
             return self._meant(attended, self.parts, self.odds)
         logits = log_odds(attended)
-        if self.share:
-            return self._likeliest(standardised(logits, self.region) + self.odds)
+        if self.relative:
+            return self._likeliest(ATTENTION * standardised(logits, self.region) + self.odds)
         return np.where(self.region, 1 / (1 + np.exp(-(logits + self.odds))), 0).astype(np.float32)
 
     def _meant(self, attended: Map, parts: Labels, inside: Map) -> Map:
@@ -62,17 +68,37 @@ class Search:
         return found
 
     def _likeliest(self, total: Map) -> Map:
-        """Over 0.5 in the main part of what is highest and its rim, 0 outside the region and in all other parts."""
+        """Over 0.5 in the main part of what is highest and its rim, 0 outside the region and in all other parts.
+
+        How much counts as highest depends on the scan: as much as leaves the main part whole.
+        """
         total = smoothed(total, self.region, SMOOTH_VOX)
-        excess = np.where(self.region, total - np.quantile(total[self.region], 1 - self.share), -np.inf)
-        labels, count = ndimage.label(excess > 0)
-        if not count:
-            return np.zeros(total.shape, np.float32)
-        sums = ndimage.sum(np.maximum(excess, 0), labels, np.arange(1, count + 1))
-        main = labels == 1 + int(np.argmax(sums))
+        for share in SHARES:
+            excess = np.where(self.region, total - np.quantile(total[self.region], 1 - share), -np.inf)
+            labels, worth, cut = _weighed(excess)
+            if not len(worth):
+                return np.zeros(total.shape, np.float32)
+            best = int(np.argmax(worth))
+            if cut[best] < WHOLE:
+                break
+        main = labels == 1 + best
         found: Map = np.where(labels > 0, main, 1) / (1 + np.exp(-SHARPNESS * excess))
         rim = self.region & (ndimage.distance_transform_edt(~main) <= RIM_VOX)
         return np.where(rim, np.maximum(found, RIM_P), found).astype(np.float32)
+
+
+def _weighed(excess: Map) -> tuple[Labels, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The parts of what is above 0, what each is worth, and how much of its surface is the scan's end.
+
+    Muscles, vessels and bones run on beyond a scan, tumours that are looked for mostly end within it.
+    """
+    labels, count = ndimage.label(excess > 0)
+    numbers = np.arange(1, count + 1)
+    sums = ndimage.sum(np.maximum(excess, 0), labels, numbers)
+    surface = np.bincount(labels[~ndimage.binary_erosion(labels > 0, border_value=1)], minlength=count + 1)[1:]
+    ends = np.concatenate([np.take(labels, (0, -1), axis).ravel() for axis in range(3)])
+    cut = np.bincount(ends, minlength=count + 1)[1:] / np.maximum(surface, 1)
+    return labels, np.asarray(sums * np.exp(-CUT * cut)), cut
 
 
 def log_odds(p: Map) -> Map:
@@ -86,6 +112,25 @@ def parts_of(mask: Mask, spacing: Spacing, least_ml: float) -> list[Mask]:
     labels, _ = ndimage.label(mask)
     ml = np.bincount(labels.ravel()) * float(np.prod(spacing)) / 1000
     return [labels == number for number in np.argsort(-ml) if number and ml[number] >= least_ml]
+
+
+def depth_of(mask: Mask, spacing: Spacing, beyond: bool = False) -> Map:
+    """Distance of each voxel of a mask from what is not in it, mm; ``beyond``: where the scan ends it goes on."""
+    width = int(beyond)
+    depth = ndimage.distance_transform_edt(np.pad(mask, width, mode="edge"), sampling=spacing)
+    return np.asarray(depth[tuple(slice(width, width + side) for side in mask.shape)], np.float32)
+
+
+def thick_parts(mask: Mask, thin: float, spacing: Spacing) -> tuple[Labels, Map]:
+    """The parts of a mask that are deeper than ``thin`` mm somewhere, numbered from 1, and each voxel's depth, mm.
+
+    Thin bridges part them; what is thin about a part belongs to it up to that far.
+    """
+    depth = depth_of(mask, spacing, beyond=True)
+    labels, _ = ndimage.label(depth > thin)
+    far, nearest = ndimage.distance_transform_edt(labels == 0, sampling=spacing, return_indices=True)
+    within = mask & (far <= thin + max(spacing) / 4)
+    return np.where(within, labels[tuple(nearest)], 0).astype(np.int32), depth
 
 
 def standardised(values: Map, region: Mask) -> Map:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from diffugts.intensity import IntensityMap
-from diffugts.search.base import Labels, Map, Mask, Search, Spacing, parts_of, smoothed
+from diffugts.search.base import Labels, Map, Mask, Search, Spacing, depth_of, parts_of, smoothed, thick_parts
 
 SMOOTH_MM = 3.0
 SOFT = (20.0, 220.0)  # HU of soft tissue, with or without contrast
@@ -82,7 +82,7 @@ def _other_tones(hu: Map, smooth: Map, liver: Mask, spacing: Spacing) -> tuple[M
     """The liver with its gaps, how far each voxel's tone is from its own, and the parts of other tones."""
     region = _closed(liver, CLOSED_MM, spacing) & (smooth > ORGAN_HU[0]) & (smooth < ORGAN_HU[1])
     region = ndimage.binary_opening(region, iterations=2)
-    deep = _depth(liver, spacing) > INSIDE_MM
+    deep = depth_of(liver, spacing) > INSIDE_MM
     tones = smooth[deep if deep.any() else liver]
     tone = float(np.median(tones))
     spread = max(1.4826 * float(np.median(np.abs(tones - tone))), LEAST_SPREAD_HU)
@@ -100,7 +100,7 @@ def _tissue(smooth: Map, even: Mask, spacing: Spacing, said: Mask | None) -> Mas
     The tone is looked for in the locator's liver, or around the deepest even tissue. It is nearly the brightest that is
     common there: a large tumour may fill most of it, and is darker as a rule.
     """
-    depth = _depth(even, spacing)
+    depth = depth_of(even, spacing)
     deep = depth > INSIDE_MM
     if not deep.any():
         return None
@@ -111,12 +111,12 @@ def _tissue(smooth: Map, even: Mask, spacing: Spacing, said: Mask | None) -> Mas
         core = labels == labels[np.unravel_index(int(depth.argmax()), depth.shape)]
     core &= np.abs(smooth - np.percentile(smooth[core], BRIGHT_PERCENT)) < CORE_HU
     near = ndimage.binary_opening(np.abs(smooth - np.median(smooth[core])) < NEAR_HU, iterations=2)
-    labels, count = ndimage.label(_depth(near, spacing) > BRIDGE_MM)
+    labels, count = ndimage.label(depth_of(near, spacing) > BRIDGE_MM)
     own = np.bincount(labels[core], minlength=count + 1)[1:]
     if not own.any():
         return None
     thick = labels == 1 + int(np.argmax(own))
-    return np.asarray(near & (_depth(~thick, spacing) <= BRIDGE_MM + max(spacing) / 4))
+    return np.asarray(near & (depth_of(~thick, spacing) <= BRIDGE_MM + max(spacing) / 4))
 
 
 def _parts(other: Mask, thin: float, own: Mask, hu: Map, spacing: Spacing) -> tuple[Labels, tuple[float, ...]]:
@@ -125,11 +125,7 @@ def _parts(other: Mask, thin: float, own: Mask, hu: Map, spacing: Spacing) -> tu
     That is half its width times the square of how much of what surrounds it is liver: tumours are rounder than vessels,
     and have liver on all sides.
     """
-    beyond = np.pad(other, 1, mode="edge")  # where the scan ends a part goes on
-    depth = _depth(beyond, spacing)[1:-1, 1:-1, 1:-1]
-    labels, _ = ndimage.label(depth > thin)
-    far, nearest = ndimage.distance_transform_edt(labels == 0, sampling=spacing, return_indices=True)
-    grown = np.where(other & (far <= thin + max(spacing) / 4), labels[tuple(nearest)], 0)
+    grown, depth = thick_parts(other, thin, spacing)
     margin = [int(np.ceil(SHELL_MM[1] / mm)) + 1 for mm in spacing]
     parts, trust = np.zeros(other.shape, np.int32), []
     for number, box in enumerate(ndimage.find_objects(grown), 1):
@@ -137,7 +133,7 @@ def _parts(other: Mask, thin: float, own: Mask, hu: Map, spacing: Spacing) -> tu
         part = grown[around] == number
         if part.sum() * float(np.prod(spacing)) / 1000 < LEAST_PART_ML or np.median(hu[around][part]) < FLUID_HU:
             continue
-        distance = _depth(~part, spacing)
+        distance = depth_of(~part, spacing)
         shell = (distance > SHELL_MM[0]) & (distance <= SHELL_MM[1])
         trust.append(float(own[around][shell].mean() ** 2 * depth[around][part].max()))
         parts[around][part] = len(trust)
@@ -150,7 +146,7 @@ def _in_mr(image: Map, spacing: Spacing, said: Mask) -> Search | None:
     The liver's tone is the median, as wide as the median deviation says.
     """
     whole = _closed(said, GAP_MM, spacing)
-    deep = _depth(whole, spacing) > DEPTH_MM
+    deep = depth_of(whole, spacing) > DEPTH_MM
     if not deep.any():
         return None
     tone = smoothed(image, whole, [SMOOTH_MM / mm for mm in spacing])
@@ -160,12 +156,6 @@ def _in_mr(image: Map, spacing: Spacing, said: Mask) -> Search | None:
     return Search(deep, ndimage.grey_opening(odds, size=(3, 3, 3)).astype(np.float32))  # vessels are thin
 
 
-def _depth(mask: Mask, spacing: Spacing) -> Map:
-    """Distance of each voxel of a mask from what is not in it, mm."""
-    return np.asarray(ndimage.distance_transform_edt(mask, sampling=spacing), np.float32)
-
-
 def _closed(mask: Mask, mm: float, spacing: Spacing) -> Mask:
     """A mask with its gaps of up to twice so many mm closed; where the scan ends it goes on."""
-    beyond = np.pad(_depth(~mask, spacing) < mm, 1, mode="edge")
-    return np.asarray(mask | (_depth(beyond, spacing) > mm)[1:-1, 1:-1, 1:-1])
+    return np.asarray(mask | (depth_of(depth_of(~mask, spacing) < mm, spacing, beyond=True) > mm))

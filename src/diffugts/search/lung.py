@@ -1,7 +1,8 @@
-"""Where in the lungs a tumour lies: in what is dense, inside their outlines.
+"""Where in the lungs a tumour lies: in what is dense, inside their outlines, and surely where it is a nodule.
 
 In CT the air in a lung tells where it is, wherever the locator saw lung; a tumour may fill much of it, or lie against
-its wall, so the outlines are convex. Ours; nothing is trained.
+its wall, so the outlines are convex. What is dense, round and has air on all sides is a nodule, which attention on
+voxels of 4 mm often misses where it is small. Ours; nothing is trained.
 """
 
 from __future__ import annotations
@@ -11,13 +12,21 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from diffugts.intensity import IntensityMap
-from diffugts.search.base import Map, Mask, Search, Spacing, parts_of
+from diffugts.search.base import Map, Mask, Search, Spacing, depth_of, parts_of, thick_parts
 
 LEAST_ML = 40.0
 SMOOTH_MM = 2.0
 AIR_HU = -400.0
 SAID = 0.3  # of a part of air that the locator must take for lung: outside air is none
+GRAIN_VOX = 0.5
 DENSE_HU = -600.0
+AERATED_HU = -500.0
+THIN_MM = 2.5  # half the width of what is no vessel
+LEAST_NODULE_ML = 0.25
+ROUND = 0.4  # of a ball around a nodule that it fills
+AERATED = 0.9  # of what is around it that is air
+SHELL_MM = (2.0, 7.0)
+NODULE = 5.0  # nats
 STEP = 2  # voxels: outlines are drawn on every second one
 
 
@@ -29,16 +38,41 @@ def search(image: Map, spacing: Spacing, modality: str, said: Mask) -> Search | 
         said: (D, H, W) what the locator takes for lung.
     """
     parts, tissue = parts_of(said, spacing, LEAST_ML), np.ones(image.shape, np.bool_)
-    if modality == "ct":
-        hu = IntensityMap.ct().inverse(image)
+    hu = IntensityMap.ct().inverse(image) if modality == "ct" else None
+    if hu is not None:
         air = ndimage.gaussian_filter(hu, [SMOOTH_MM / mm for mm in spacing]) < AIR_HU
         parts = [part for part in parts_of(air, spacing, LEAST_ML) if said[part].mean() > SAID] or parts
-        tissue = ndimage.gaussian_filter(hu, 1.0) > DENSE_HU
+        tissue = ndimage.gaussian_filter(hu, GRAIN_VOX) > DENSE_HU
     if not parts:
         return None
     outlines = np.any([_outlined(part) for part in parts], axis=0)
     region = tissue & ndimage.binary_erosion(outlines, border_value=1)  # the wall is no lung
-    return Search(region) if region.any() else None
+    if not region.any():
+        return None
+    return Search(region, None if hu is None else NODULE * nodules(region, hu, spacing))
+
+
+def nodules(dense: Mask, hu: Map, spacing: Spacing) -> Map:
+    """1 in what is thick, round and has air on all sides of what is dense (D, H, W), else 0."""
+    parts, _ = thick_parts(dense, THIN_MM, spacing)
+    margin = [int(np.ceil(SHELL_MM[1] / mm)) + 1 for mm in spacing]
+    found = np.zeros(dense.shape, np.float32)
+    for number, box in enumerate(ndimage.find_objects(parts), 1):
+        around = tuple(slice(max(side.start - n, 0), side.stop + n) for side, n in zip(box, margin, strict=True))
+        part = parts[around] == number
+        if part.sum() * float(np.prod(spacing)) / 1000 < LEAST_NODULE_ML or _filled(part) < ROUND:
+            continue
+        distance = depth_of(~part, spacing)
+        shell = (distance > SHELL_MM[0]) & (distance <= SHELL_MM[1])
+        if (hu[around][shell] < AERATED_HU).mean() >= AERATED:
+            found[around][part] = 1
+    return found
+
+
+def _filled(part: Mask) -> float:
+    """The share that a part fills of a ball with its longest axis: 1 for a ball."""
+    longest = np.linalg.eigvalsh(np.cov(np.argwhere(part).T))[-1]
+    return float(part.sum() / (4 / 3 * np.pi * (5 * longest) ** 1.5))
 
 
 def _outlined(part: Mask) -> Mask:

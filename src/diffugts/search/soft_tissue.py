@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from diffugts.intensity import three_classes
-from diffugts.search.base import Map, Mask, Search, Spacing, standardised
+from diffugts.search.base import Map, Mask, Search, Spacing, depth_of, standardised
 
 MUSCLE_CT = (0.47, 0.57)  # of 0..1: -60 to 140 HU
 BODY_MR = 0.05
@@ -20,7 +20,6 @@ SMOOTH_VOX = 1.0
 TEXTURE_MM = 4.0
 GRAIN = {"ct": 0.005, "mr": 0.02}  # deviation that is noise; of 0..1 in CT, of the tone in MR
 DEEPEST_MM = 20.0
-SHARE = {"ct": 0.12, "mr": 0.2}  # CT shows more of a body at once
 LEAST_ML = 50.0
 
 
@@ -33,9 +32,8 @@ def search(image: Map, spacing: Spacing, modality: str) -> Search | None:
     muscle = _muscle(ndimage.gaussian_filter(image, SMOOTH_VOX), spacing, modality)
     if muscle is None or muscle.sum() * float(np.prod(spacing)) / 1000 < LEAST_ML:
         return None
-    depth = ndimage.distance_transform_edt(muscle, sampling=spacing).astype(np.float32)
-    cues = np.minimum(depth, DEEPEST_MM), evenness(image, spacing, modality)
-    return Search(muscle, standardised(cues[0], muscle) + standardised(cues[1], muscle), SHARE[modality])
+    cues = np.minimum(depth_of(muscle, spacing), DEEPEST_MM), evenness(image, spacing, modality)
+    return Search(muscle, standardised(cues[0], muscle) + standardised(cues[1], muscle), relative=True)
 
 
 def evenness(image: Map, spacing: Spacing, modality: str) -> Map:
@@ -56,8 +54,7 @@ def _muscle(tone: Map, spacing: Spacing, modality: str) -> Mask | None:
             return None
         low, high = cuts
         body = ndimage.binary_closing(tone > BODY_MR, iterations=2)
-        beyond = np.pad(body, 1, mode="edge")  # where the scan ends the body goes on
-        depth = ndimage.distance_transform_edt(beyond, sampling=spacing)[1:-1, 1:-1, 1:-1]
+        depth = depth_of(body, spacing, beyond=True)
         skin = (depth > 0) & (depth < SKIN_MM)
         if not skin.any() or (tone[skin] > high).mean() < LEAST_BRIGHT:
             return None
