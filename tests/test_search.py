@@ -38,7 +38,7 @@ def test_an_even_mass_in_muscle_is_found_where_attention_says_nothing(modality: 
     assert (p > 0.5)[MASS].mean() > 0.75
     assert (p > 0.5)[MASS].mean() > 2 * (p > 0.5)[found.region & ~MASS].mean()
     assert p.argmax() in np.flatnonzero(MASS)
-    assert not p[~found.region].any()
+    assert (p[~found.region] < 0.5).all()
 
 
 @pytest.mark.parametrize(

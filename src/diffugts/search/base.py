@@ -24,7 +24,8 @@ CUT, WHOLE = (
     15.0,
     0.01,
 )  # a part counts less by exp(-CUT × share of its surface at the scan's end); whole: less than WHOLE
-RIM_VOX, RIM_P = 4.0, 0.55  # what is highest is grown by so much: smoothing and depth eat its rim
+RIM_VOX = 4.0  # what is highest is grown by so much: smoothing and depth eat its rim
+SOFT_VOX = 2.0  # from its surface on, P changes by a logit in so much
 AS_LIKELY = 0.7  # of the likeliest part: parts that are so likely count as well
 
 
@@ -49,7 +50,7 @@ class Search:
     trust: tuple[float, ...] = ()
 
     def of(self, attended: Map) -> Map:
-        """P_abn (D, H, W) with the odds in the region, 0 outside."""
+        """P_abn (D, H, W) with the odds in the region; 0 outside, or below 0.5 if ``relative``."""
         if self.odds is None:
             return np.where(self.region, attended, 0).astype(np.float32)
         if self.parts is not None:
@@ -68,7 +69,7 @@ class Search:
         return found
 
     def _likeliest(self, total: Map) -> Map:
-        """Over 0.5 in the main part of what is highest and its rim, 0 outside the region and in all other parts.
+        """P by the distance from the surface, there 0.5, of the main part of what is highest and its rim.
 
         How much counts as highest depends on the scan: as much as leaves the main part whole.
         """
@@ -81,10 +82,9 @@ class Search:
             best = int(np.argmax(worth))
             if cut[best] < WHOLE:
                 break
-        main = labels == 1 + best
-        found: Map = np.where(labels > 0, main, 1) / (1 + np.exp(-SHARPNESS * excess))
-        rim = self.region & (ndimage.distance_transform_edt(~main) <= RIM_VOX)
-        return np.where(rim, np.maximum(found, RIM_P), found).astype(np.float32)
+        grown = self.region & (ndimage.distance_transform_edt(labels != 1 + best) <= RIM_VOX)
+        depth = ndimage.distance_transform_edt(grown) - ndimage.distance_transform_edt(~grown)
+        return np.asarray(1 / (1 + np.exp(-depth / SOFT_VOX)), np.float32)
 
 
 def _weighed(excess: Map) -> tuple[Labels, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
