@@ -136,10 +136,33 @@ def test_organ_that_the_head_never_saw_is_looked_for_where_it_lies(case: Case, m
     assert everywhere[~region].min() > 0
     assert set(asked) == {"liver"}
     assert "in the liver that was found in it." in knows.segment("liver tumor")["liver tumor"].warnings[0]
-    even = Search(region, np.zeros(region.shape, np.float32), 0.2)
+    even = Search(region, np.zeros(region.shape, np.float32), relative=True)
     monkeypatch.setattr(Organs, "search", lambda self, organ: even)
     sarcoma = knows.segment("sarcoma of soft tissue")["sarcoma of soft tissue"]
     assert "in the soft tissue that was found in it, where it is deep and even." in sarcoma.warnings[0]
+
+
+def test_the_scans_own_candidates_help_a_head_that_saw_the_organ_where_it_agrees(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = np.zeros(case.organs.image.shape, np.int32)
+    parts[4:10, 4:10, 4:10] = 1
+    search = Search(parts > 0, np.ones(parts.shape, np.float32), parts=parts, trust=(1.0,))
+    monkeypatch.setattr(Organs, "search", lambda self, organ: search)
+    prompts = parse_all(["liver tumor", "lung tumor"])
+    attention = case.attention(prompts)
+
+    def attended(heard: float | None, index: int = 0) -> np.ndarray:
+        settings = replace(EAGER, heard=heard)
+        knows = replace(case, segmenter=replace(case.segmenter, settings=settings, seen=frozenset({"lung", "liver"})))
+        return knows.attended(attention, prompts[index], index)[knows.placement.scanned]
+
+    own, lung = attended(None), attended(None, 1)
+    np.testing.assert_array_equal(attended(-100.0) > 0.5, parts > 0)
+    np.testing.assert_array_equal(attended(100.0), own)
+    np.testing.assert_array_equal(attended(-100.0, 1), lung)
+    search = Search(parts > 0)  # no candidates of its own
+    np.testing.assert_array_equal(attended(-100.0), own)
 
 
 def test_second_prompt_does_not_encode_again(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffugts.anatomy import Organs, load_locator, locator_file
+from diffugts.anatomy import WITH_CANDIDATES, Organs, load_locator, locator_file
 from diffugts.aova import Attention, AttentionHead, attend, mean_of_looks
 from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import Encoding
@@ -28,7 +28,7 @@ from diffugts.organs import OrganMap, read_labels
 from diffugts.prompts import Prompt, parse_all
 from diffugts.refine import Evidence, convincing, heal_candidate, refine
 from diffugts.result import PromptResult, Result
-from diffugts.search import Search
+from diffugts.search import Search, log_odds
 from diffugts.spatial import Placement
 from diffugts.text import prompt_vectors
 from diffugts.volume import Volume
@@ -158,12 +158,26 @@ class Case:
         """P_abn of one prompt on the model grid, (D, H, W).
 
         0 in the padding, of which training says nothing, and outside an organ whose tumours the head never saw: to
-        the head its name means nothing, so the locator tells where to look.
+        the head its name means nothing, so the locator tells where to look. Of an organ whose tumours it saw, the
+        scan's own candidates where it agrees.
         """
         whole = upsampled(attention.probability[index], self.placement.grid.shape)
-        scanned, inside, search = self.placement.scanned, np.zeros_like(whole), self.search(prompt)
-        inside[scanned] = whole[scanned] if search is None else search.of(whole[scanned])
+        inside, own = np.zeros_like(whole), whole[self.placement.scanned]
+        search = self.search(prompt)
+        inside[self.placement.scanned] = self._agreed(prompt, own) if search is None else search.of(own)
         return inside
+
+    def _agreed(self, prompt: Prompt, own: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What the scan's own candidates make of attention ``own`` where attention agrees, else that itself."""
+        heard = self.segmenter.settings.heard
+        if heard is None or prompt.anatomy not in WITH_CANDIDATES or self.segmenter.asked(prompt) is not prompt:
+            return own
+        search = self.organs.search(prompt.anatomy)
+        if search is None or search.parts is None:
+            return own
+        found = search.of(own)
+        answer = found > 0.5
+        return found if answer.any() and log_odds(own)[answer].mean() >= heard else own
 
     def suspicious(self, prompt: Prompt, attended: npt.NDArray[np.float32], score: float) -> npt.NDArray[np.bool_]:
         """Where attention points, (D, H, W) on the model grid; nowhere for a negated prompt.

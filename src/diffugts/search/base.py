@@ -25,7 +25,7 @@ CUT, WHOLE = (
     0.01,
 )  # a part counts less by exp(-CUT × share of its surface at the scan's end); whole: less than WHOLE
 RIM_VOX = 4.0  # what is highest is grown by so much: smoothing and depth eat its rim
-SOFT_VOX = 2.0  # from its surface on, P changes by a logit in so much
+SOFT_VOX = 1.0  # from its surface on, P changes by a logit in so much
 AS_LIKELY = 0.7  # of the likeliest part: parts that are so likely count as well
 
 
