@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +20,11 @@ SMOOTH_VOX = 2.0
 SHARPNESS = 2.0  # logits per usual deviation
 ATTENTION = 0.5  # of a usual deviation of attention, beside a whole one of each thing that the scan says
 SHARES = (0.16, 0.14, 0.12, 0.1, 0.09, 0.08, 0.07)  # of a region that one tumour may fill: the most that is whole
-CUT, WHOLE = (
-    15.0,
-    0.01,
-)  # a part counts less by exp(-CUT × share of its surface at the scan's end); whole: less than WHOLE
+CUT = 15.0  # a part counts less by exp(−CUT × share of its surface that is the scan's end)
+WHOLE = 0.01  # of its surface: a part that the scan's end cuts by less is whole
 RIM_VOX = 4.0  # what is highest is grown by so much: smoothing and depth eat its rim
 SOFT_VOX = 1.0  # from its surface on, P changes by a logit in so much
+SHELL_MM = (2.0, 7.0)  # from a part: what it lies in
 AS_LIKELY = 0.7  # of the likeliest part: parts that are so likely count as well
 
 
@@ -69,7 +68,7 @@ class Search:
         return found
 
     def _likeliest(self, total: Map) -> Map:
-        """P by the distance from the surface, there 0.5, of the main part of what is highest and its rim.
+        """P by the distance from the surface of the main part of what is highest, with its rim: above 0.5 inside.
 
         How much counts as highest depends on the scan: as much as leaves the main part whole.
         """
@@ -131,6 +130,25 @@ def thick_parts(mask: Mask, thin: float, spacing: Spacing) -> tuple[Labels, Map]
     far, nearest = ndimage.distance_transform_edt(labels == 0, sampling=spacing, return_indices=True)
     within = mask & (far <= thin + max(spacing) / 4)
     return np.where(within, labels[tuple(nearest)], 0).astype(np.int32), depth
+
+
+def each_part(parts: Labels, spacing: Spacing) -> Iterator[tuple[tuple[slice, ...], Mask]]:
+    """Each numbered part in turn: a box with room for its shell, and the part in that box."""
+    margin = [int(np.ceil(SHELL_MM[1] / mm)) + 1 for mm in spacing]
+    for number, box in enumerate(ndimage.find_objects(parts), 1):
+        around = tuple(slice(max(side.start - n, 0), side.stop + n) for side, n in zip(box, margin, strict=True))
+        yield around, parts[around] == number
+
+
+def shell_of(part: Mask, spacing: Spacing) -> Mask:
+    """What lies ``SHELL_MM`` away from a part, in its box."""
+    distance = depth_of(~part, spacing)
+    return np.asarray((distance > SHELL_MM[0]) & (distance <= SHELL_MM[1]))
+
+
+def millilitres(mask: Mask, spacing: Spacing) -> float:
+    """The volume of a mask."""
+    return float(mask.sum() * np.prod(spacing)) / 1000
 
 
 def standardised(values: Map, region: Mask) -> Map:

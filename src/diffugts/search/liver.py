@@ -12,7 +12,20 @@ import numpy as np
 from scipy import ndimage
 
 from diffugts.intensity import IntensityMap
-from diffugts.search.base import Labels, Map, Mask, Search, Spacing, depth_of, parts_of, smoothed, thick_parts
+from diffugts.search.base import (
+    Labels,
+    Map,
+    Mask,
+    Search,
+    Spacing,
+    depth_of,
+    each_part,
+    millilitres,
+    parts_of,
+    shell_of,
+    smoothed,
+    thick_parts,
+)  # fmt: skip
 
 SMOOTH_MM = 3.0
 SOFT = (20.0, 220.0)  # HU of soft tissue, with or without contrast
@@ -32,7 +45,6 @@ OWN = 2.5  # up to which a tone is the liver's
 DARK_MM, BRIGHT_MM = 4.0, 8.0  # half the width that a part must have somewhere: vessels do not, with contrast wide ones
 LEAST_PART_ML = 0.5
 FLUID_HU = 20.0  # bile and cysts
-SHELL_MM = (2.0, 7.0)  # around a part, where liver should be
 
 DEPTH_MM = 10.0  # in MR: under the liver's surface, where vessels enter and neighbours blur, tone tells nothing
 GAP_MM = 10.0
@@ -67,7 +79,7 @@ def even_tissue(hu: Map, spacing: Spacing) -> tuple[Map, Mask]:
 def _in_ct(hu: Map, spacing: Spacing, said: Mask | None) -> Search | None:
     smooth, even = even_tissue(hu, spacing)
     liver = _tissue(smooth, even, spacing, said)
-    if liver is None or liver.sum() * float(np.prod(spacing)) / 1000 < LEAST_ML:
+    if liver is None or millilitres(liver, spacing) < LEAST_ML:
         return None
     margin = [round(2 * CLOSED_MM / mm) for mm in spacing]
     sides = zip(ndimage.find_objects(liver.astype(np.uint8))[0], margin, strict=True)
@@ -126,17 +138,12 @@ def _parts(other: Mask, thin: float, own: Mask, hu: Map, spacing: Spacing) -> tu
     and have liver on all sides.
     """
     grown, depth = thick_parts(other, thin, spacing)
-    margin = [int(np.ceil(SHELL_MM[1] / mm)) + 1 for mm in spacing]
     parts, trust = np.zeros(other.shape, np.int32), []
-    for number, box in enumerate(ndimage.find_objects(grown), 1):
-        around = tuple(slice(max(side.start - n, 0), side.stop + n) for side, n in zip(box, margin, strict=True))
-        part = grown[around] == number
-        if part.sum() * float(np.prod(spacing)) / 1000 < LEAST_PART_ML or np.median(hu[around][part]) < FLUID_HU:
+    for box, part in each_part(grown, spacing):
+        if millilitres(part, spacing) < LEAST_PART_ML or np.median(hu[box][part]) < FLUID_HU:
             continue
-        distance = depth_of(~part, spacing)
-        shell = (distance > SHELL_MM[0]) & (distance <= SHELL_MM[1])
-        trust.append(float(own[around][shell].mean() ** 2 * depth[around][part].max()))
-        parts[around][part] = len(trust)
+        trust.append(float(own[box][shell_of(part, spacing)].mean() ** 2 * depth[box][part].max()))
+        parts[box][part] = len(trust)
     return parts, tuple(trust)
 
 

@@ -12,20 +12,29 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from diffugts.intensity import IntensityMap
-from diffugts.search.base import Map, Mask, Search, Spacing, depth_of, parts_of, thick_parts
+from diffugts.search.base import (
+    Map,
+    Mask,
+    Search,
+    Spacing,
+    each_part,
+    millilitres,
+    parts_of,
+    shell_of,
+    thick_parts,
+)  # fmt: skip
 
 LEAST_ML = 40.0
 SMOOTH_MM = 2.0
 AIR_HU = -400.0
 SAID = 0.3  # of a part of air that the locator must take for lung: outside air is none
-GRAIN_VOX = 0.5
+GRAIN_VOX = 0.5  # more smoothing takes small nodules for air
 DENSE_HU = -600.0
 AERATED_HU = -500.0
 THIN_MM = 2.5  # half the width of what is no vessel
 LEAST_NODULE_ML = 0.25
 ROUND = 0.4  # of a ball around a nodule that it fills
 AERATED = 0.9  # of what is around it that is air
-SHELL_MM = (2.0, 7.0)
 NODULE = 5.0  # nats
 STEP = 2  # voxels: outlines are drawn on every second one
 
@@ -55,17 +64,12 @@ def search(image: Map, spacing: Spacing, modality: str, said: Mask) -> Search | 
 def nodules(dense: Mask, hu: Map, spacing: Spacing) -> Map:
     """1 in what is thick, round and has air on all sides of what is dense (D, H, W), else 0."""
     parts, _ = thick_parts(dense, THIN_MM, spacing)
-    margin = [int(np.ceil(SHELL_MM[1] / mm)) + 1 for mm in spacing]
     found = np.zeros(dense.shape, np.float32)
-    for number, box in enumerate(ndimage.find_objects(parts), 1):
-        around = tuple(slice(max(side.start - n, 0), side.stop + n) for side, n in zip(box, margin, strict=True))
-        part = parts[around] == number
-        if part.sum() * float(np.prod(spacing)) / 1000 < LEAST_NODULE_ML or _filled(part) < ROUND:
+    for box, part in each_part(parts, spacing):
+        if millilitres(part, spacing) < LEAST_NODULE_ML or _filled(part) < ROUND:
             continue
-        distance = depth_of(~part, spacing)
-        shell = (distance > SHELL_MM[0]) & (distance <= SHELL_MM[1])
-        if (hu[around][shell] < AERATED_HU).mean() >= AERATED:
-            found[around][part] = 1
+        if (hu[box][shell_of(part, spacing)] < AERATED_HU).mean() >= AERATED:
+            found[box][part] = 1
     return found
 
 

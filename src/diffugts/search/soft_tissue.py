@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from diffugts.intensity import three_classes
-from diffugts.search.base import Map, Mask, Search, Spacing, depth_of, standardised
+from diffugts.search.base import Map, Mask, Search, Spacing, depth_of, millilitres, standardised
 
 MUSCLE_CT = (0.47, 0.57)  # of 0..1: -60 to 140 HU
 BODY_MR = 0.05
@@ -30,7 +30,7 @@ def search(image: Map, spacing: Spacing, modality: str) -> Search | None:
         image: (D, H, W) in 0..1. spacing: of its voxels, mm. modality: "ct" or "mr".
     """
     muscle = _muscle(ndimage.gaussian_filter(image, SMOOTH_VOX), spacing, modality)
-    if muscle is None or muscle.sum() * float(np.prod(spacing)) / 1000 < LEAST_ML:
+    if muscle is None or millilitres(muscle, spacing) < LEAST_ML:
         return None
     cues = np.minimum(depth_of(muscle, spacing), DEEPEST_MM), evenness(image, spacing, modality)
     return Search(muscle, standardised(cues[0], muscle) + standardised(cues[1], muscle), relative=True)
