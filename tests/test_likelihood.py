@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from diffugts.heads import Settings
 from diffugts.likelihood import Odds, depth_prior, posterior
-from diffugts.refine import Evidence, refine
+from diffugts.refine import Evidence, Part, refine
 
 SIDE = 24
 
@@ -118,3 +120,35 @@ def test_of_parts_that_look_healthy_the_one_that_attention_means_is_spared(main:
     assert kept[1 - main] == bool(apart)
     region = refine(evidence, attended, settings, trusted=True).probability
     assert not (region[:SIDE] if main == 0 else region[SIDE + 2 :]).any()  # a user's may be healthy
+
+
+def test_a_second_opinion_mends_what_attention_sees_askew() -> None:
+    """Attention points past a tumour's edge, so its own core is impure; the middle of the candidate is not."""
+    torch.manual_seed(0)
+    truth, seen, inside = (np.zeros((SIDE,) * 3, bool) for _ in range(3))
+    truth[6:18, 6:18, 6:18] = True
+    seen[3:15, 8:16, 8:16] = True
+    inside[3:21, 3:21, 3:21] = True
+    healthy = 0.3 + 0.05 * torch.randn(SIDE, SIDE, SIDE).numpy()
+    scan = (healthy + 0.12 * truth).astype(np.float32)
+    attended = np.where(seen, 0.9, 0.1).astype(np.float32)
+    evidence = Evidence(inside, scan, healthy, (scan - healthy,), (np.zeros_like(scan),))
+    found = refine(evidence, attended, Settings(threshold=0.5, form="likelihood")).probability
+    arrays = (torch.from_numpy(a) for a in (attended, scan, scan - healthy, inside))
+    prior, decoded, signed, part = arrays
+    alone = posterior(prior, 0.5, decoded, signed, part, Odds(least=-9.0)).numpy()
+    dice = [2 * (mask & truth).sum() / (mask.sum() + truth.sum()) for mask in (alone > 0.5, found > 0.5)]
+    assert dice[1] > dice[0] + 0.05
+    assert not found[~inside].any()
+
+
+def test_a_second_opinion_is_asked_only_where_the_first_found_something() -> None:
+    _, prior, inside, decoded, signed = _scene()
+    part = Part(signed, torch.zeros_like(signed), prior, decoded, inside)
+    nowhere = replace(part, attended=torch.full_like(prior, 0.01))
+    assert not (nowhere.believed(0.5, Odds(), trusted=False) > 0.5).any()
+    apart = posterior(prior, 0.5, decoded, signed, inside, Odds())
+    both = part.believed(0.5, Odds(), trusted=False)
+    second = 2 * both - apart
+    assert float(second.min()) > -1e-6 and float(second.max()) < 1 + 1e-6  # noqa: PT018
+    assert not torch.equal(both, apart)

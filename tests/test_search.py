@@ -182,6 +182,26 @@ def test_odds_add_to_logits() -> None:
     assert np.allclose(found, 0.75)
 
 
+def test_what_the_region_cuts_off_from_its_neighbours_is_none_but_for_the_main_part() -> None:
+    region = np.zeros((40, 40, 40), bool)
+    region[:30] = True
+    main, sliver, free = (np.zeros_like(region) for _ in range(3))
+    main[18:30, 4:16, 4:16] = True  # against the region's end, as a tumour against a wall
+    sliver[27:30, 24:39, 4:36] = True  # larger, but most of it is cut
+    free[8:12, 28:32, 28:32] = True
+    attended = np.where(main | sliver | free, 0.9, 0.05).astype(np.float32)
+    odds = np.zeros(region.shape, np.float32)
+    beyond = ~region & (np.indices(region.shape)[0] < 34)
+    found = Search(region, odds, beyond=beyond).of(attended) > 0.5
+    assert found[main].all()
+    assert found[free].all()
+    assert not found[sliver].any()
+    every = Search(region, odds).of(attended) > 0.5
+    assert every[sliver].all()
+    alone = np.where(sliver, 0.9, 0.05).astype(np.float32)
+    assert (Search(region, odds, beyond=beyond).of(alone) > 0.5)[sliver].all()  # nothing else is there
+
+
 def test_the_main_part_of_what_is_highest_counts_alone() -> None:
     region = np.ones((32, 32, 32), bool)
     attended = np.full(region.shape, 0.01, np.float32)

@@ -32,6 +32,9 @@ from diffugts.residual import (
 
 Map = npt.NDArray[np.float32]
 
+PURE = 0.7
+"""Of as many voxels as attention's opinion found, the share that is the core of the second opinion."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -198,9 +201,21 @@ class Part:
         return r, probability_of(r, threshold, fusion.softness)
 
     def believed(self, cut: float, odds: Odds, trusted: bool) -> torch.Tensor:
-        """Probability by Bayes' rule; in a user's region depth is the prior."""
-        prior, limit = depth_prior(self.inside, odds.core) if trusted else (self.attended, cut)
-        return posterior(prior, limit, self.decoded, self.signed, self.inside, odds)
+        """Probability by Bayes' rule: in a user's region depth is the prior, else the mean of two opinions.
+
+        Attention's comes first. The second has depth for its prior and as its core the deepest voxels, fewer than the
+        first one found: purer than what attention points at, and where a tumour lies in a candidate is often its middle.
+        """
+        if trusted:
+            return self._by_depth(odds, odds.core)
+        first = posterior(self.attended, cut, self.decoded, self.signed, self.inside, odds)
+        found = float((first > 0.5)[self.inside].float().mean())
+        if not found:
+            return first
+        return (first + self._by_depth(replace(odds, least=-math.inf), PURE * found)) / 2
+
+    def _by_depth(self, odds: Odds, core: float) -> torch.Tensor:
+        return posterior(*depth_prior(self.inside, core), self.decoded, self.signed, self.inside, odds)
 
     def inputs(self, trusted: bool) -> torch.Tensor:
         """What the residual head looks at, (1, 8, D, H, W)."""

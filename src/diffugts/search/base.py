@@ -26,6 +26,8 @@ RIM_VOX = 4.0  # what is highest is grown by so much: smoothing and depth eat it
 SOFT_VOX = 1.0  # from its surface on, P changes by a logit in so much
 SHELL_MM = (2.0, 7.0)  # from a part: what it lies in
 AS_LIKELY = 0.7  # of the likeliest part: parts that are so likely count as well
+RUNS_ON = 5.0  # a part that runs on beyond the region counts less by exp(−RUNS_ON × share of its surface there)
+FREE = 0.1  # of its surface: a part that runs on by less counts though it is not the main one
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,8 @@ class Search:
         parts: (D, H, W) the scan's own candidates, numbered from 1; ``odds`` then say how far inside one a voxel is, in
             usual deviations. Which of them is meant is attention's to say.
         trust: what the scan says for each part, beside attention; only how parts compare counts.
+        beyond: (D, H, W) what looks like a tumour outside the region. Of the parts of an answer that run on into it only
+            the main one counts: what the region cuts off from an organ's neighbours is none.
     """
 
     region: Mask
@@ -47,6 +51,7 @@ class Search:
     relative: bool = False
     parts: Labels | None = None
     trust: tuple[float, ...] = ()
+    beyond: Mask | None = None
 
     def of(self, attended: Map) -> Map:
         """P_abn (D, H, W) with the odds in the region; 0 outside, or below 0.5 if ``relative``."""
@@ -57,7 +62,8 @@ class Search:
         logits = log_odds(attended)
         if self.relative:
             return self._likeliest(ATTENTION * standardised(logits, self.region) + self.odds)
-        return np.where(self.region, 1 / (1 + np.exp(-(logits + self.odds))), 0).astype(np.float32)
+        found = np.where(self.region, 1 / (1 + np.exp(-(logits + self.odds))), 0).astype(np.float32)
+        return found if self.beyond is None else _without_cuttings(found, self.beyond)
 
     def _meant(self, attended: Map, parts: Labels, inside: Map) -> Map:
         """0.5 at the surface of the parts where mean attention times trust is highest, 0 outside of them."""
@@ -98,6 +104,20 @@ def _weighed(excess: Map) -> tuple[Labels, npt.NDArray[np.float64], npt.NDArray[
     ends = np.concatenate([np.take(labels, (0, -1), axis).ravel() for axis in range(3)])
     cut = np.bincount(ends, minlength=count + 1)[1:] / np.maximum(surface, 1)
     return labels, np.asarray(sums * np.exp(-CUT * cut)), cut
+
+
+def _without_cuttings(p: Map, beyond: Mask) -> Map:
+    """P (D, H, W), 0 in the parts of what is likeliest that run on into ``beyond``, but for the main part."""
+    labels, count = ndimage.label(p > AS_LIKELY * p.max())
+    numbers = np.arange(1, count + 1)
+    mask = labels > 0
+    surface = mask & ~ndimage.binary_erosion(mask, border_value=1)
+    there = ndimage.sum(surface & ndimage.binary_dilation(beyond), labels, numbers)
+    cut = there / np.maximum(ndimage.sum(surface, labels, numbers), 1)
+    worth = ndimage.sum(p, labels, numbers) * np.exp(-RUNS_ON * cut)
+    dropped = np.zeros(count + 1, np.bool_)
+    dropped[1:] = (cut >= FREE) & (worth < worth.max(initial=0))
+    return np.where(dropped[labels], 0, p).astype(np.float32)
 
 
 def log_odds(p: Map) -> Map:

@@ -2,7 +2,8 @@
 
 In CT the air in a lung tells where it is, wherever the locator saw lung; a tumour may fill much of it, or lie against
 its wall, so the outlines are convex. What is dense, round and has air on all sides is a nodule, which attention on
-voxels of 4 mm often misses where it is small. Ours; nothing is trained.
+voxels of 4 mm often misses where it is small. The outlines also cut slivers off the heart and the great vessels, which
+are told from a tumour against the wall by how much of their surface lies at that cut. Ours; nothing is trained.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def search(image: Map, spacing: Spacing, modality: str, said: Mask) -> Search | 
     region = tissue & ndimage.binary_erosion(outlines, border_value=1)  # the wall is no lung
     if not region.any():
         return None
-    return Search(region, None if hu is None else NODULE * nodules(region, hu, spacing))
+    if hu is None:
+        return Search(region)
+    return Search(region, NODULE * nodules(region, hu, spacing), beyond=tissue & ~region)
 
 
 def nodules(dense: Mask, hu: Map, spacing: Spacing) -> Map:
