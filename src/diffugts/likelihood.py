@@ -5,8 +5,8 @@ logit P(x) = logit P_abn − logit cut + G · [a · log p(X | lesion) / p(X | he
 Lesion densities are histograms over the suspicious core, weighted by attention. In a region that the user gave, depth
 under its surface takes attention's place: outlines are drawn generously, and their middle is lesion. What healthy
 tissue looks like at this place is what the flow painted there: the histogram of H over the candidate; what a healthy
-residual looks like is that of the candidate's rim. G is a small gaussian. Where attention gave the candidate, depth has a
-say too: the answer is the mean of both (``refine.Part.believed``). Ours; nothing is trained, and no intensity is known
+residual looks like is that of the candidate's rim. G is a small gaussian. Where attention gave the candidate, depth has
+a say too: the answer is the mean of both (``refine.Part.believed``). Ours; nothing is trained, and no intensity is known
 beforehand.
 """
 

@@ -42,8 +42,8 @@ class Search:
         parts: (D, H, W) the scan's own candidates, numbered from 1; ``odds`` then say how far inside one a voxel is, in
             usual deviations. Which of them is meant is attention's to say.
         trust: what the scan says for each part, beside attention; only how parts compare counts.
-        beyond: (D, H, W) what looks like a tumour outside the region. Of the parts of an answer that run on into it only
-            the main one counts: what the region cuts off from an organ's neighbours is none.
+        beyond: (D, H, W) what looks like a tumour outside the region. Of the parts of an answer that run on into it
+            only the main one counts: what the region cuts off from an organ's neighbours is none.
     """
 
     region: Mask
