@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from diffugts.bench.metrics import dice
 from diffugts.search import Search, liver, lung, smoothed, soft_tissue, standardised
-from diffugts.search.base import FARTHEST
+from diffugts.search.base import FARTHEST, convex, rounded
 
 SIDE = 48
 SPACING = (2.0, 2.0, 2.0)
@@ -224,6 +224,33 @@ def test_what_runs_on_beyond_the_scan_counts_less() -> None:
     found = Search(region, odds, relative=True).of(np.full(region.shape, 0.01, np.float32)) > 0.5
     assert found[within].mean() > 0.9
     assert not found[beyond].any()
+
+
+def test_a_lump_is_freed_of_what_leaks_and_filled_where_it_is_hollow() -> None:
+    lump = ball(30, 32, 32, 10)
+    leaking = lump.copy()
+    leaking[38:60, 30:34, 30:34] = True  # a thin bridge
+    leaking[54:64, 26:38, 26:38] = True  # into something else, thinner than the lump
+    leaking[20:26, 30:34, 30:34] = False  # and a dent
+    found = rounded(leaking, 0.6)
+    assert dice(found, lump) > 0.9
+    assert not found[50:].any()
+    assert found[22:26, 31:33, 31:33].mean() > 0.5
+    assert not rounded(np.zeros_like(lump), 0.6).any()
+    single = np.zeros_like(lump)
+    single[5, 6, 7] = True
+    assert np.array_equal(rounded(single, 0.6), single)
+
+
+def test_the_convex_outline_of_a_box_is_the_box_and_of_two_points_what_lies_between() -> None:
+    box = np.zeros((12, 12, 12), bool)
+    box[2:9, 3:5, 4:10] = True
+    assert np.array_equal(convex(box), box)
+    pair = np.zeros_like(box)
+    pair[1, 5, 5] = pair[9, 5, 5] = True
+    between = np.zeros_like(box)
+    between[1:10, 5, 5] = True
+    assert np.array_equal(convex(pair), between)
 
 
 def test_attention_need_not_be_sure_only_highest() -> None:

@@ -203,8 +203,8 @@ class Part:
     def believed(self, cut: float, odds: Odds, trusted: bool) -> torch.Tensor:
         """Probability by Bayes' rule: in a user's region depth is the prior, else the mean of two opinions.
 
-        Attention's comes first. The second has depth for its prior, since a tumour is often a candidate's middle, and as
-        its core the deepest voxels, fewer than the first one found: purer than what attention points at.
+        Attention's comes first. The second has depth for its prior, since a tumour is often a candidate's middle, and
+        as its core the deepest voxels, fewer than the first one found: purer than what attention points at.
         """
         if trusted:
             return self._by_depth(odds, odds.core)

@@ -21,7 +21,9 @@ SHARPNESS = 2.0  # logits per usual deviation
 ATTENTION = 0.5  # of a usual deviation of attention, beside a whole one of each thing that the scan says
 SHARES = (0.16, 0.14, 0.12, 0.1, 0.09, 0.08, 0.07)  # of a region that one tumour may fill: the most that is whole
 CUT = 15.0  # a part counts less by exp(−CUT × share of its surface that is the scan's end)
-WHOLE = 0.01  # of its surface: a part that the scan's end cuts by less is whole
+LUMP = 0.6  # of a mass's greatest depth: what is thinner than that leaked into its neighbours
+LUMP_OF_PARTS = 0.5  # the same of parts
+WHOLE = 0.01  # of its surface: a lump that the scan's end cuts by less is whole
 RIM_VOX = 4.0  # what is highest is grown by so much: smoothing and depth eat its rim
 SOFT_VOX = 1.0  # from its surface on, P changes by a logit in so much
 SHELL_MM = (2.0, 7.0)  # from a part: what it lies in
@@ -66,34 +68,74 @@ class Search:
         return found if self.beyond is None else _without_cuttings(found, self.beyond)
 
     def _meant(self, attended: Map, parts: Labels, inside: Map) -> Map:
-        """0.5 at the surface of the parts where mean attention times trust is highest, 0 outside of them."""
+        """0.5 at the surface of the parts where mean attention times trust is highest, rounded; 0 outside of them."""
         worth = np.array([0.0, *self.trust])
         worth[1:] *= ndimage.mean(attended, parts, np.arange(1, len(worth)))
-        meant = (parts > 0) & (worth >= AS_LIKELY * worth.max())[parts]
-        found: Map = np.where(meant, 1 / (1 + np.exp(-SHARPNESS * np.maximum(inside, 0))), 0).astype(np.float32)
-        return found
+        meant = np.zeros(parts.shape, np.bool_)
+        for number in np.flatnonzero((worth > 0) & (worth >= AS_LIKELY * worth.max())):
+            meant |= rounded(parts == number, LUMP_OF_PARTS)
+        p = 1 / (1 + np.exp(-SHARPNESS * np.maximum(inside, 0)))
+        return np.where(meant & self.region, p, 0).astype(np.float32)
 
     def _likeliest(self, total: Map) -> Map:
         """P by the distance from the surface of the main part of what is highest, with its rim: above 0.5 inside.
 
-        How much counts as highest depends on the scan: as much as leaves the main part whole.
+        Rounded, since a mass is a lump and what leaks into its neighbours is not. How much counts as highest depends on
+        the scan: as much as leaves the main part whole.
         """
         total = smoothed(total, self.region, SMOOTH_VOX)
         for share in SHARES:
             excess = np.where(self.region, total - np.quantile(total[self.region], 1 - share), -np.inf)
-            labels, worth, cut = _weighed(excess)
+            labels, worth = _weighed(excess)
             if not len(worth):
                 return np.zeros(total.shape, np.float32)
-            best = int(np.argmax(worth))
-            if cut[best] < WHOLE:
+            main = labels == 1 + int(np.argmax(worth))
+            grown = self.region & (ndimage.distance_transform_edt(~main) <= RIM_VOX)
+            lump = self.region & rounded(grown, LUMP)
+            if _ends(lump).sum() < WHOLE * _surface(lump).sum():
                 break
-        grown = self.region & (ndimage.distance_transform_edt(labels != 1 + best) <= RIM_VOX)
-        depth = ndimage.distance_transform_edt(grown) - ndimage.distance_transform_edt(~grown)
+        depth = ndimage.distance_transform_edt(lump) - ndimage.distance_transform_edt(~lump)
         return np.asarray(1 / (1 + np.exp(-depth / SOFT_VOX)), np.float32)
 
 
-def _weighed(excess: Map) -> tuple[Labels, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The parts of what is above 0, what each is worth, and how much of its surface is the scan's end.
+def rounded(part: Mask, share: float) -> Mask:
+    """The convex outline of what balls reach that roll inside a part, with ``share`` of its greatest depth for radius.
+
+    Of the pieces that it falls into so, the one around its deepest place; nothing of nothing.
+    """
+    found = np.zeros_like(part)
+    for box in ndimage.find_objects(part.astype(np.uint8)):
+        depth = ndimage.distance_transform_edt(np.pad(part[box], 1))[1:-1, 1:-1, 1:-1]
+        radius = share * depth.max()
+        labels, _ = ndimage.label(depth > radius)
+        centres = labels == labels.flat[depth.argmax()]
+        found[box] = convex(ndimage.distance_transform_edt(~centres) <= radius)
+    return found
+
+
+def convex(mask: Mask) -> Mask:
+    """The voxels whose centres lie in the convex outline of those of a mask, which is wider by half a voxel."""
+    from scipy.spatial import ConvexHull, Delaunay
+
+    corners = np.argwhere(_surface(mask))[:, None] + 0.5 * np.concatenate([np.eye(3), -np.eye(3)])
+    points = corners.reshape(-1, 3)
+    outline = Delaunay(points[ConvexHull(points).vertices])
+    inside = outline.find_simplex(np.argwhere(np.ones_like(mask))) >= 0
+    return np.asarray(mask | inside.reshape(mask.shape))
+
+
+def _surface(mask: Mask) -> Mask:
+    """The voxels of a mask that touch what is not in it, or the scan's end."""
+    return np.asarray(mask & ~ndimage.binary_erosion(mask))
+
+
+def _ends(mask: Mask) -> npt.NDArray[np.intp]:
+    """The voxels of a mask in each of the scan's six end planes."""
+    return np.array([np.take(mask, end, axis).sum() for axis in range(3) for end in (0, -1)])
+
+
+def _weighed(excess: Map) -> tuple[Labels, npt.NDArray[np.float64]]:
+    """The parts of what is above 0, and what each is worth: less where much of its surface is the scan's end.
 
     Muscles, vessels and bones run on beyond a scan, tumours that are looked for mostly end within it.
     """
@@ -103,7 +145,7 @@ def _weighed(excess: Map) -> tuple[Labels, npt.NDArray[np.float64], npt.NDArray[
     surface = np.bincount(labels[~ndimage.binary_erosion(labels > 0, border_value=1)], minlength=count + 1)[1:]
     ends = np.concatenate([np.take(labels, (0, -1), axis).ravel() for axis in range(3)])
     cut = np.bincount(ends, minlength=count + 1)[1:] / np.maximum(surface, 1)
-    return labels, np.asarray(sums * np.exp(-CUT * cut)), cut
+    return labels, np.asarray(sums * np.exp(-CUT * cut))
 
 
 def _without_cuttings(p: Map, beyond: Mask) -> Map:
