@@ -18,7 +18,7 @@ LEAST_P = 1e-4
 FARTHEST = 3.0  # usual deviations from the median: more says no more
 SMOOTH_VOX = 2.0
 SHARPNESS = 2.0  # logits per usual deviation
-ATTENTION = 0.5  # of a usual deviation of attention, beside a whole one of each thing that the scan says
+ATTENTION = (0.25, 0.5, 0.75)  # of a deviation of attention, beside a whole one of what the scan says: most decide
 SHARES = (0.16, 0.14, 0.12, 0.1, 0.09, 0.08, 0.07)  # of a region that one tumour may fill: the most that is whole
 CUT = 15.0  # a part counts less by exp(−CUT × share of its surface that is the scan's end)
 LUMP = 0.6  # of a mass's greatest depth: what is thinner than that leaked into its neighbours
@@ -63,7 +63,8 @@ class Search:
             return self._meant(attended, self.parts, self.odds)
         logits = log_odds(attended)
         if self.relative:
-            return self._likeliest(ATTENTION * standardised(logits, self.region) + self.odds)
+            seen = standardised(logits, self.region)
+            return _by_distance(_agreed([self._lump(weight * seen + self.odds) for weight in ATTENTION]))
         found = np.where(self.region, 1 / (1 + np.exp(-(logits + self.odds))), 0).astype(np.float32)
         return found if self.beyond is None else _without_cuttings(found, self.beyond)
 
@@ -77,25 +78,40 @@ class Search:
         p = 1 / (1 + np.exp(-SHARPNESS * np.maximum(inside, 0)))
         return np.where(meant & self.region, p, 0).astype(np.float32)
 
-    def _likeliest(self, total: Map) -> Map:
-        """P by the distance from the surface of the main part of what is highest, with its rim: above 0.5 inside.
+    def _lump(self, total: Map) -> Mask:
+        """The main part of what is highest, with its rim and rounded: a mass is a lump, and what leaks from it is not.
 
-        Rounded, since a mass is a lump and what leaks into its neighbours is not. How much counts as highest depends on
-        the scan: as much as leaves the main part whole.
+        How much counts as highest depends on the scan: as much as leaves that lump whole.
         """
         total = smoothed(total, self.region, SMOOTH_VOX)
         for share in SHARES:
             excess = np.where(self.region, total - np.quantile(total[self.region], 1 - share), -np.inf)
             labels, worth = _weighed(excess)
             if not len(worth):
-                return np.zeros(total.shape, np.float32)
+                return np.zeros(total.shape, np.bool_)
             main = labels == 1 + int(np.argmax(worth))
             grown = self.region & (ndimage.distance_transform_edt(~main) <= RIM_VOX)
             lump = self.region & rounded(grown, LUMP)
             if _ends(lump).sum() < WHOLE * _surface(lump).sum():
                 break
-        depth = ndimage.distance_transform_edt(lump) - ndimage.distance_transform_edt(~lump)
-        return np.asarray(1 / (1 + np.exp(-depth / SOFT_VOX)), np.float32)
+        return lump
+
+
+def _agreed(lumps: Sequence[Mask]) -> Mask:
+    """The largest part of what most of the lumps hold; where they hold nothing in common, the middle one."""
+    votes = np.sum(lumps, axis=0)
+    labels, count = ndimage.label(2 * votes > len(lumps))
+    if not count:
+        return lumps[len(lumps) // 2]
+    return np.asarray(labels == 1 + np.bincount(labels.ravel())[1:].argmax())
+
+
+def _by_distance(mask: Mask) -> Map:
+    """P by the distance from the surface of a mask, above 0.5 inside; 0 everywhere if it is empty."""
+    if not mask.any():
+        return np.zeros(mask.shape, np.float32)
+    depth = ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask)
+    return np.asarray(1 / (1 + np.exp(-depth / SOFT_VOX)), np.float32)
 
 
 def rounded(part: Mask, share: float) -> Mask:
