@@ -32,9 +32,6 @@ from diffugts.residual import (
 
 Map = npt.NDArray[np.float32]
 
-PURE = 0.7
-"""Of as many voxels as attention's opinion found, the share that is the core of the second opinion."""
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -209,12 +206,11 @@ class Part:
         if trusted:
             return self._by_depth(odds, odds.core)
         first = posterior(self.attended, cut, self.decoded, self.signed, self.inside, odds)
-        found = float((first > 0.5)[self.inside].float().mean())
-        if not found:
-            return first
-        return (first + self._by_depth(replace(odds, least=-math.inf), PURE * found)) / 2
+        core = odds.pure * float((first > 0.5)[self.inside].float().mean())
+        return first if core == 0 else (first + self._by_depth(replace(odds, least=-math.inf), core)) / 2
 
     def _by_depth(self, odds: Odds, core: float) -> torch.Tensor:
+        """The same with depth for the prior, and the deepest ``core`` of the part taken for lesion to begin with."""
         return posterior(*depth_prior(self.inside, core), self.decoded, self.signed, self.inside, odds)
 
     def inputs(self, trusted: bool) -> torch.Tensor:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-Map = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
-Labels = npt.NDArray[np.int32]
-Spacing = tuple[float, float, float]
+from diffugts.search.shapes import Labels, Map, Mask, end_planes, rounded, surface_of
 
 LEAST_P = 1e-4
 FARTHEST = 3.0  # usual deviations from the median: more says no more
@@ -26,7 +23,6 @@ LUMP_OF_PARTS = 0.5  # the same of parts
 WHOLE = 0.01  # of its surface: a lump that the scan's end cuts by less is whole
 RIM_VOX = 4.0  # what is highest is grown by so much: smoothing and depth eat its rim
 SOFT_VOX = 1.0  # from its surface on, P changes by a logit in so much
-SHELL_MM = (2.0, 7.0)  # from a part: what it lies in
 AS_LIKELY = 0.7  # of the likeliest part: parts that are so likely count as well
 RUNS_ON = 5.0  # a part that runs on beyond the region counts less by exp(−RUNS_ON × share of its surface there)
 FREE = 0.1  # of its surface: a part that runs on by less counts though it is not the main one
@@ -92,7 +88,7 @@ class Search:
             main = labels == 1 + int(np.argmax(worth))
             grown = self.region & (ndimage.distance_transform_edt(~main) <= RIM_VOX)
             lump = self.region & rounded(grown, LUMP)
-            if _ends(lump).sum() < WHOLE * _surface(lump).sum():
+            if end_planes(lump).sum() < WHOLE * surface_of(lump, ends=True).sum():
                 break
         return lump
 
@@ -114,53 +110,15 @@ def _by_distance(mask: Mask) -> Map:
     return np.asarray(1 / (1 + np.exp(-depth / SOFT_VOX)), np.float32)
 
 
-def rounded(part: Mask, share: float) -> Mask:
-    """The convex outline of what balls reach that roll inside a part, with ``share`` of its greatest depth for radius.
-
-    Of the pieces that it falls into so, the one around its deepest place; nothing of nothing.
-    """
-    found = np.zeros_like(part)
-    for box in ndimage.find_objects(part.astype(np.uint8)):
-        depth = ndimage.distance_transform_edt(np.pad(part[box], 1))[1:-1, 1:-1, 1:-1]
-        radius = share * depth.max()
-        labels, _ = ndimage.label(depth > radius)
-        centres = labels == labels.flat[depth.argmax()]
-        found[box] = convex(ndimage.distance_transform_edt(~centres) <= radius)
-    return found
-
-
-def convex(mask: Mask) -> Mask:
-    """The voxels whose centres lie in the convex outline of those of a mask, which is wider by half a voxel."""
-    from scipy.spatial import ConvexHull, Delaunay
-
-    corners = np.argwhere(_surface(mask))[:, None] + 0.5 * np.concatenate([np.eye(3), -np.eye(3)])
-    points = corners.reshape(-1, 3)
-    outline = Delaunay(points[ConvexHull(points).vertices])
-    inside = outline.find_simplex(np.argwhere(np.ones_like(mask))) >= 0
-    return np.asarray(mask | inside.reshape(mask.shape))
-
-
-def _surface(mask: Mask) -> Mask:
-    """The voxels of a mask that touch what is not in it, or the scan's end."""
-    return np.asarray(mask & ~ndimage.binary_erosion(mask))
-
-
-def _ends(mask: Mask) -> npt.NDArray[np.intp]:
-    """The voxels of a mask in each of the scan's six end planes."""
-    return np.array([np.take(mask, end, axis).sum() for axis in range(3) for end in (0, -1)])
-
-
 def _weighed(excess: Map) -> tuple[Labels, npt.NDArray[np.float64]]:
     """The parts of what is above 0, and what each is worth: less where much of its surface is the scan's end.
 
     Muscles, vessels and bones run on beyond a scan, tumours that are looked for mostly end within it.
     """
     labels, count = ndimage.label(excess > 0)
-    numbers = np.arange(1, count + 1)
-    sums = ndimage.sum(np.maximum(excess, 0), labels, numbers)
-    surface = np.bincount(labels[~ndimage.binary_erosion(labels > 0, border_value=1)], minlength=count + 1)[1:]
-    ends = np.concatenate([np.take(labels, (0, -1), axis).ravel() for axis in range(3)])
-    cut = np.bincount(ends, minlength=count + 1)[1:] / np.maximum(surface, 1)
+    sums = ndimage.sum(np.maximum(excess, 0), labels, np.arange(1, count + 1))
+    surface = np.bincount(labels[surface_of(labels > 0)], minlength=count + 1)[1:]
+    cut = np.bincount(end_planes(labels), minlength=count + 1)[1:] / np.maximum(surface, 1)
     return labels, np.asarray(sums * np.exp(-CUT * cut))
 
 
@@ -168,8 +126,7 @@ def _without_cuttings(p: Map, beyond: Mask) -> Map:
     """P (D, H, W), 0 in the parts of what is likeliest that run on into ``beyond``, but for the main part."""
     labels, count = ndimage.label(p > AS_LIKELY * p.max())
     numbers = np.arange(1, count + 1)
-    mask = labels > 0
-    surface = mask & ~ndimage.binary_erosion(mask, border_value=1)
+    surface = surface_of(labels > 0)
     there = ndimage.sum(surface & ndimage.binary_dilation(beyond), labels, numbers)
     cut = there / np.maximum(ndimage.sum(surface, labels, numbers), 1)
     worth = ndimage.sum(p, labels, numbers) * np.exp(-RUNS_ON * cut)
@@ -182,51 +139,6 @@ def log_odds(p: Map) -> Map:
     """log p / (1 − p), of probabilities kept off 0 and 1."""
     p = np.clip(p, LEAST_P, 1 - LEAST_P)
     return np.asarray(np.log(p / (1 - p)), np.float32)
-
-
-def parts_of(mask: Mask, spacing: Spacing, least_ml: float) -> list[Mask]:
-    """The connected parts of a mask of at least ``least_ml``, largest first."""
-    labels, _ = ndimage.label(mask)
-    ml = np.bincount(labels.ravel()) * float(np.prod(spacing)) / 1000
-    return [labels == number for number in np.argsort(-ml) if number and ml[number] >= least_ml]
-
-
-def depth_of(mask: Mask, spacing: Spacing, beyond: bool = False) -> Map:
-    """Distance of each voxel of a mask from what is not in it, mm; ``beyond``: where the scan ends it goes on."""
-    width = int(beyond)
-    depth = ndimage.distance_transform_edt(np.pad(mask, width, mode="edge"), sampling=spacing)
-    return np.asarray(depth[tuple(slice(width, width + side) for side in mask.shape)], np.float32)
-
-
-def thick_parts(mask: Mask, thin: float, spacing: Spacing) -> tuple[Labels, Map]:
-    """The parts of a mask that are deeper than ``thin`` mm somewhere, numbered from 1, and each voxel's depth, mm.
-
-    Thin bridges part them; what is thin about a part belongs to it up to that far.
-    """
-    depth = depth_of(mask, spacing, beyond=True)
-    labels, _ = ndimage.label(depth > thin)
-    far, nearest = ndimage.distance_transform_edt(labels == 0, sampling=spacing, return_indices=True)
-    within = mask & (far <= thin + max(spacing) / 4)
-    return np.where(within, labels[tuple(nearest)], 0).astype(np.int32), depth
-
-
-def each_part(parts: Labels, spacing: Spacing) -> Iterator[tuple[tuple[slice, ...], Mask]]:
-    """Each numbered part in turn: a box with room for its shell, and the part in that box."""
-    margin = [int(np.ceil(SHELL_MM[1] / mm)) + 1 for mm in spacing]
-    for number, box in enumerate(ndimage.find_objects(parts), 1):
-        around = tuple(slice(max(side.start - n, 0), side.stop + n) for side, n in zip(box, margin, strict=True))
-        yield around, parts[around] == number
-
-
-def shell_of(part: Mask, spacing: Spacing) -> Mask:
-    """What lies ``SHELL_MM`` away from a part, in its box."""
-    distance = depth_of(~part, spacing)
-    return np.asarray((distance > SHELL_MM[0]) & (distance <= SHELL_MM[1]))
-
-
-def millilitres(mask: Mask, spacing: Spacing) -> float:
-    """The volume of a mask."""
-    return float(mask.sum() * np.prod(spacing)) / 1000
 
 
 def standardised(values: Map, region: Mask) -> Map:

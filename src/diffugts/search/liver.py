@@ -12,20 +12,19 @@ import numpy as np
 from scipy import ndimage
 
 from diffugts.intensity import IntensityMap
-from diffugts.search.base import (
+from diffugts.search.base import Search, smoothed
+from diffugts.search.shapes import (
     Labels,
     Map,
     Mask,
-    Search,
     Spacing,
     depth_of,
     each_part,
     millilitres,
     parts_of,
     shell_of,
-    smoothed,
     thick_parts,
-)  # fmt: skip
+)
 
 SMOOTH_MM = 3.0
 SOFT = (20.0, 220.0)  # HU of soft tissue, with or without contrast

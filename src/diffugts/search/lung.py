@@ -13,17 +13,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from diffugts.intensity import IntensityMap
-from diffugts.search.base import (
-    Map,
-    Mask,
-    Search,
-    Spacing,
-    each_part,
-    millilitres,
-    parts_of,
-    shell_of,
-    thick_parts,
-)  # fmt: skip
+from diffugts.search.base import Search
+from diffugts.search.shapes import Map, Mask, Spacing, each_part, millilitres, parts_of, shell_of, thick_parts
 
 LEAST_ML = 40.0
 SMOOTH_MM = 2.0
