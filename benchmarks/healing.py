@@ -7,8 +7,9 @@ in use, is a shape. With --pieces it is a ball of at most 20 mm around a tumour'
 tumour, whatever its size: harder, since the rest of the tumour stays in sight. The shape is repainted where it is, and
 at places of healthy tissue in the same scan, drawn with seed 0, at least 20 mm from the tumour. Printed, for CT and MR:
 
-- AUROC of the mean residual |X − H| inside the shape (mean of four seeds), and of the residual of their mean over their
-  spread, tumours against healthy places;
+- AUROC, tumours against healthy places, of the mean residual |X − H| inside the shape as refinement sees it (mean of
+  four seeds), of the same over the mean gradient of X there, since tissue that varies much is hard to paint (the
+  relative residual), and of the residual of the seeds' mean over their spread;
 - at healthy places, the mean absolute error against the scan of: the mean of four seeds, one seed, one seed as
   delivered, with the scan's own texture (``diffugts.blend``), the mean of four such, biharmonic filling (scikit-image),
   the mean of the rim, and the autoencoder alone (nothing repainted: the least that is possible). The model repaints
@@ -38,15 +39,19 @@ from diffugts.io import read_mask, read_volume
 
 SEEDS = 4
 RADIUS_MM, AWAY_MM, MARGIN_MM, LARGEST_ML = 20.0, 20.0, 6.0, 40.0
-LEAST_SPREAD = 0.005  # 10 HU
+LEAST = 0.005  # of spread and of gradient: 10 HU
 
 
 @dataclass(frozen=True)
 class Place:
-    """One repainted shape: the mean residual in it and that over the seeds' spread, errors and energies by method."""
+    """One repainted shape: the mean residual in it, that over the scan's gradient and over the seeds' spread.
+
+    And at healthy places errors and energies by method.
+    """
 
     tumour: bool
     residual: float
+    relative: float
     over_spread: float
     errors: dict[str, float]
     energies: dict[str, float]
@@ -76,7 +81,7 @@ def main() -> None:
         for place in places(encoded, truth, shape, args.places):
             found.setdefault(case["modality"], []).append(place)
             kind = "tumour " if place.tumour else "healthy"
-            print(case["id"], kind, f"residual {place.residual:.4f}", flush=True)
+            print(case["id"], kind, f"residual {place.residual:.4f}, relative {place.relative:.2f}", flush=True)
     for modality, rows in found.items():
         report(modality, rows)
 
@@ -138,23 +143,25 @@ def measure(case: Case, image: np.ndarray, mask: np.ndarray, tumour: bool) -> Pl
     """Repaint one shape under four seeds and compare."""
     import torch
 
-    painted, delivered, decoded, box = [], [], None, None
+    painted, seen, delivered, decoded, box = [], [], [], None, None
     for seed in range(SEEDS):
         (region,) = heal_regions(
             case.segmenter.backbone, case.encoding.latent, torch.from_numpy(mask), case.conditions, seed, Sampling()
         )
         painted.append(region.healthy.numpy())
+        seen.append(region.painted.numpy())
         decoded, box = region.decoded.numpy(), region.box
         whole = image.copy()
         whole[box] = painted[-1]
         delivered.append(textured(image, whole, mask, case.placement.spacing, seed)[box])
     scan, inside = image[box], mask[box]
-    residual = float(np.mean([np.abs(ndimage.gaussian_filter(decoded - h, 1.0))[inside].mean() for h in painted]))
-    mean = np.mean(painted, axis=0)
-    over_spread = np.abs(ndimage.gaussian_filter(decoded - mean, 1.0))[inside].mean()
-    over_spread = float(over_spread / (np.std(painted, axis=0)[inside].mean() + LEAST_SPREAD))
+    residual = float(np.mean([np.abs(ndimage.gaussian_filter(decoded - h, 1.0))[inside].mean() for h in seen]))
+    relative = residual / (float(np.sqrt(gradient(decoded))[inside].mean()) + LEAST)
+    over_spread = np.abs(ndimage.gaussian_filter(decoded - np.mean(seen, axis=0), 1.0))[inside].mean()
+    over_spread = float(over_spread / (np.std(seen, axis=0)[inside].mean() + LEAST))
     if tumour:
-        return Place(True, residual, over_spread, {}, {})
+        return Place(True, residual, relative, over_spread, {}, {})
+    mean = np.mean(painted, axis=0)
     hole = region.mask.numpy()
     answers = {
         "mean of seeds": mean,
@@ -169,7 +176,8 @@ def measure(case: Case, image: np.ndarray, mask: np.ndarray, tumour: bool) -> Pl
     }
     errors = {name: float(np.abs(answer - scan)[inside].mean()) for name, answer in answers.items()}
     energy = {name: float(gradient(answer)[inside].mean()) for name, answer in {**answers, "scan": scan}.items()}
-    return Place(False, residual, over_spread, errors, {name: value / energy["scan"] for name, value in energy.items()})
+    shares = {name: value / energy["scan"] for name, value in energy.items()}
+    return Place(False, residual, relative, over_spread, errors, shares)
 
 
 def biharmonic(scan: np.ndarray, hole: np.ndarray) -> np.ndarray:
@@ -195,13 +203,13 @@ def report(modality: str, rows: list[Place]) -> None:
 
     healthy = [row for row in rows if not row.tumour]
     tumours = np.array([row.tumour for row in rows])
-    auroc, over = (
-        Ranking.of(np.array(values), tumours).auroc()
-        for values in ([row.residual for row in rows], [row.over_spread for row in rows])
+    mean, relative, over = (
+        Ranking.of(np.array([getattr(row, name) for row in rows]), tumours).auroc()
+        for name in ("residual", "relative", "over_spread")
     )
     unit = 2000 if modality == "CT" else 1000
     print(f"{modality}: {len(rows) - len(healthy)} tumours, {len(healthy)} healthy places")
-    print(f"  AUROC of the mean residual {auroc:.3f}, over the seeds' spread {over:.3f}")
+    print(f"  AUROC of the mean residual {mean:.3f}, relative {relative:.3f}, over the seeds' spread {over:.3f}")
     for name in healthy[0].errors:
         error = unit * np.mean([row.errors[name] for row in healthy])
         energy = np.median([row.energies[name] for row in healthy])

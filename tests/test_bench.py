@@ -12,13 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from diffugts.bench import baselines
 from diffugts.bench.cases import brats, choose, kits, msd, read_cases, read_dataset
 from diffugts.bench.judges import Judges, Options
 from diffugts.bench.methods import Subject, methods
 from diffugts.bench.metrics import dice
-from diffugts.bench.rival import build, load_rival, rival_file, save_rival
+from diffugts.bench.rival import (
+    build,
+    load_rival,
+    rival_file,
+    save_rival,
+    seen_bank,
+    supervised_loss,
+    train_rival,
+)
 from diffugts.bench.rival import main as train
 from diffugts.bench.run import chosen_methods, run
 from diffugts.cli import main
@@ -27,7 +36,9 @@ from diffugts.heads import Settings, heads_folder, load_heads, save_heads
 from diffugts.io import from_array, read_mask, write_nifti
 from diffugts.residual import ResidualHead
 from diffugts.segmenter import Segmenter
-from diffugts.training.bank import Item, write_item
+from diffugts.training.bank import Bank, Item, write_item
+from diffugts.training.fit import UNTRUSTED
+from diffugts.training.loop import RunOptions
 from tiny import tiny_folder, tiny_model
 
 SIDE = 24
@@ -159,7 +170,6 @@ def test_the_learned_form_is_measured_beside_the_plain_one(cases: Path, tmp_path
     head, *_ = load_heads(folder)
     torch.manual_seed(3)
     residual = ResidualHead()
-    torch.nn.init.constant_(list(residual.parameters())[-1], 0.0)
     save_heads(folder, head, replace(EAGER, form="learned"), seen=[], residual=residual)
     options = Options(str(folder), methods=("+feature", "learned", "full"), save_masks=True)
     by_name = {r["method"]: r for r in run([item], options, tmp_path / "out")["cases"]}
@@ -365,9 +375,19 @@ def test_the_rival_is_trained_left_out_and_measured(
     bank: Path, cases: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("diffugts.bench.rival.FEATURES", (4, 4, 4, 4, 4, 4))
-    monkeypatch.setattr("diffugts.bench.rival.train_rival", lambda bank, options, out: build((4,) * 6))
+    given: list[Any] = []
+
+    def untrained(bank: Bank, options: RunOptions, out: Path, foreign: float, device: torch.device) -> nn.Module:
+        given.extend((options, out, foreign, device))
+        return build((4,) * 6)
+
+    monkeypatch.setattr("diffugts.bench.rival.train_rival", untrained)
     folder = tmp_path / "rivals"
-    train(["--bank", str(bank), "-o", str(folder / "soft-tissue.safetensors"), "--exclude", "lung", "--steps", "1"])
+    words = "--exclude lung --steps 1 --loaders 2 --repeats 3 --widest 2 --foreign 0.5 --device cpu"
+    train(["--bank", str(bank), "-o", str(folder / "soft-tissue.safetensors"), *words.split()])
+    options, *others = given
+    assert (options.steps, options.loaders, options.repeats, options.widest) == (1, 2, 3, 2.0)
+    assert others == [folder / "soft-tissue", 0.5, torch.device("cpu")]
     rival = load_rival(folder / "soft-tissue.safetensors")
     assert rival.seen == ("liver",)
     save_rival(folder / "default.safetensors", build((4,) * 6), (4,) * 6, ["lung"])
@@ -379,34 +399,85 @@ def test_the_rival_is_trained_left_out_and_measured(
 
 
 def test_the_rival_learns(bank: Path, tmp_path: Path) -> None:
-    from diffugts.bench.rival import seen_bank, supervised_loss, train_rival
-    from diffugts.training.loop import RunOptions
-
     whole = seen_bank(bank, [])
     torch.manual_seed(0)
     options = RunOptions(12, 2, 32, 2e-2, warmup=1, ema=0.5, on_tumour=1.0)
     before = build((4,) * 6)
-    after = train_rival(whole, options, tmp_path / "run", (4,) * 6)
+    after = train_rival(whole, options, tmp_path / "run", 0.3, features=(4,) * 6)
     image = torch.from_numpy(np.pad(patient(0, TUMOUR) / 900, (0, 8)))[None, None].float()
     flags = torch.from_numpy(np.pad(np.where(TUMOUR, 2, 1), (0, 8)))[None, None]
     with torch.inference_mode():
-        losses = [float(supervised_loss(network(image), flags)) for network in (before, after)]
+        losses = [float(supervised_loss(network(image), flags, (flags > 0).float())) for network in (before, after)]
     assert losses[1] < losses[0]
 
 
-def test_unknown_voxels_teach_nothing() -> None:
-    from diffugts.bench.rival import supervised_loss
+def test_the_rival_sees_what_the_heads_see(bank: Path) -> None:
+    image, flags = np.full((SIDE,) * 3, 0.5, np.float32), np.where(TUMOUR, 2, 1).astype(np.uint8)
+    scan = Item("scan_unmarked", "mr", "torso", "test", (2.0,) * 3, trusted=False)
+    hidden = Item("scan_hidden", "mr", "torso", "test", (2.0,) * 3, ("lung",), labelled=True)
+    for item in (scan, hidden):
+        write_item(bank, item, image, flags)
+    seen = {item.name: item for item in seen_bank(bank, ["lung"]).items}
+    assert set(seen) == {"i1", "scan_unmarked", "scan_hidden"}  # not the planted lung tumour
+    assert not seen["scan_hidden"].lesions
+    assert seen["scan_hidden"].weight > hidden.weight  # it shows a lung
+    lung = np.pad(np.full((20,) * 3, 0.1), 10, constant_values=0.5)
+    chest = Item("scan_chest", "ct", "torso", "test", (4.0,) * 3)
+    assert seen_bank(bank, ["lung"]).home(chest, lung) is not None  # where crops and pieces are to lie
+    whole = {item.name: item for item in seen_bank(bank, []).items}
+    assert whole["scan_hidden"] == hidden
 
+
+def test_foreign_patches_are_targets_and_hidden_tumours_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = 32  # the smallest that the network can be trained on
+    flags = np.ones((side,) * 3, np.uint8)
+    flags[:, :, :8] = 2
+    image = np.random.default_rng(0).uniform(0.4, 0.6, flags.shape).astype(np.float32)
+    hidden = Item("scan_a", "mr", "limb", "test", (2.0,) * 3, ("soft tissue",), trusted=False, labelled=True)
+    never_drawn = Item("i0", "mr", "limb", "test", (2.0,) * 3, ("liver",), labelled=True, weight=0.0)
+    for item in (hidden, never_drawn):
+        write_item(tmp_path, item, image, flags)
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def loss(logits: torch.Tensor, flags: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        given.append((flags, weight))
+        return supervised_loss(logits, flags, weight)
+
+    monkeypatch.setattr("diffugts.bench.rival.supervised_loss", loss)
+    seen = seen_bank(tmp_path, ["soft tissue"])
+    train_rival(seen, RunOptions(1, 4, side), tmp_path / "run", 1e-9, features=(4,) * 6)
+    ((shown, weight),) = given
+    assert (shown >= 2).any()
+    assert (shown[..., :8] == 0).all()
+    assert (weight[shown >= 2] == 1).all()
+    assert (weight[shown == 1] == UNTRUSTED).all()
+    assert (weight[shown == 0] == 0).all()
+
+
+def test_untrusted_healthy_voxels_weigh_less_in_the_loss() -> None:
+    flags = torch.tensor([1, 1, 1, 1, 1, 1, 2, 2]).reshape(1, 1, 2, 2, 2)
+    logits = torch.where(flags >= 2, 4.0, -4.0)
+    logits[0, 0, 0, 0, 0] = 4.0  # found in healthy tissue
+    losses = []
+    for trust in (1.0, UNTRUSTED, 0.0):
+        weight = torch.ones(flags.shape)
+        weight[0, 0, 0, 0, 0] = trust
+        losses.append(float(supervised_loss(logits, flags, weight)))
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_unknown_voxels_teach_nothing() -> None:
     logits = torch.zeros(1, 1, 2, 2, 2)
     flags = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2]).reshape(1, 1, 2, 2, 2)
     changed = logits.clone()
     changed[flags == 0] = 9.0
-    assert torch.equal(supervised_loss(logits, flags), supervised_loss(changed, flags))
+    known = (flags > 0).float()
+    assert torch.equal(supervised_loss(logits, flags, known), supervised_loss(changed, flags, known))
 
 
 def test_a_bank_without_tumours_and_a_file_that_is_no_rival(bank: Path, model: Path, tmp_path: Path) -> None:
-    from diffugts.bench.rival import seen_bank
-
     with pytest.raises(InputError, match="no labelled tumour"):
         seen_bank(bank, ["lung", "liver"])
     with pytest.raises(WeightsError, match="no rival"):

@@ -83,6 +83,25 @@ def test_jumps_redo_steps_with_seeded_noise() -> None:
     assert torch.equal(first[(mask == 0).expand_as(z)], z[(mask == 0).expand_as(z)])
 
 
+def test_a_flow_of_clean_surroundings_is_shown_the_scan_as_it_is() -> None:
+    """From the first call to the last, jumps included, and noise inside the mask only."""
+    z, mask, noise = _case()
+    known = (mask == 0).expand_as(z)
+    shown = []
+
+    def velocity(zt: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        assert torch.equal(zt[known], z[known])
+        shown.append(zt[~known])
+        return -zt
+
+    for jumps in (0, 1):
+        generator = torch.Generator().manual_seed(3)
+        out = inpaint_flow(velocity, z, mask, noise, 3, jumps=jumps, generator=generator, clean=True)
+        assert torch.equal(out[known], z[known])
+    assert torch.equal(shown[0], noise[~known])
+    assert len(shown) == 3 + 5
+
+
 def test_ddim_keeps_the_known_and_finds_constant_data() -> None:
     z, mask, noise = _case()
     alphas = scaled_linear_alphas()

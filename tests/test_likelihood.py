@@ -10,7 +10,7 @@ import torch
 
 from diffugts.heads import Settings
 from diffugts.likelihood import Odds, depth_prior, posterior
-from diffugts.refine import Evidence, Part, refine
+from diffugts.refine import Evidence, Part, refine, without_leaks
 
 SIDE = 24
 
@@ -153,3 +153,20 @@ def test_a_second_opinion_is_asked_only_where_the_first_found_something() -> Non
     assert float(second.max()) < 1 + 1e-6
     assert not torch.equal(both, apart)
     assert torch.equal(part.believed(0.5, Odds(pure=0.0), trusted=False), apart)
+
+
+def test_a_leak_along_a_bridge_is_no_part_of_a_lesion() -> None:
+    """Of each lesion the piece around its deepest place stays; what is believed of the rest falls below a half."""
+    probability = torch.full((20, 20, 40), 0.2)
+    probability[4:16, 4:16, 4:16] = 0.9
+    probability[9:11, 9:11, 16:26] = 0.9  # a bridge
+    probability[6:14, 6:14, 26:34] = 0.8  # and what it leads to
+    alone = probability.clone()
+    alone[9:11, 9:11, 16:26] = 0.2
+    found = without_leaks(probability, 0.3)
+    assert (found[7:13, 7:13, 4:16] == 0.9).all()
+    assert (found[..., 20:] < 0.5).all()
+    assert torch.equal(found[probability < 0.5], probability[probability < 0.5])
+    both = without_leaks(alone, 0.3)  # two lesions are two
+    assert (both[8:12, 8:12, 28:32] == 0.8).all()
+    assert torch.equal(without_leaks(torch.zeros(4, 4, 4), 0.3), torch.zeros(4, 4, 4))

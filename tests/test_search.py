@@ -9,7 +9,7 @@ from scipy import ndimage
 from diffugts.bench.metrics import dice
 from diffugts.search import Search, liver, lung, smoothed, soft_tissue, standardised
 from diffugts.search.base import FARTHEST
-from diffugts.search.shapes import convex, rounded
+from diffugts.shapes import convex, rounded
 
 SIDE = 48
 SPACING = (2.0, 2.0, 2.0)

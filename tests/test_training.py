@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from diffugts.aova import Attention, AttentionConfig, AttentionHead
-from diffugts.backbone.weights import MODELS
+from diffugts.backbone.conditions import Conditions
+from diffugts.backbone.weights import AUTOENCODER, MODELS, load_tensors
 from diffugts.cli import main
 from diffugts.errors import InputError
 from diffugts.text import CachedEncoder
@@ -31,9 +32,9 @@ from diffugts.training.fit import (
     voxel_weights,
 )
 from diffugts.training.loop import Batch, RunOptions, averaged_state
-from diffugts.training.pretrain import save_model, train_autoencoder, train_flow
+from diffugts.training.pretrain import _checkerboard, _hole, save_model, train_autoencoder, train_flow
 from diffugts.training.recipe import PORTION, Job, _portions, build
-from tiny import tiny_config
+from tiny import tiny_config, tiny_folder, tiny_model
 
 RECIPE = {
     "scans": [{"images": ["nothing/*.nii.gz"], "modality": "ct", "anatomy": "torso", "source": "none"}],
@@ -154,13 +155,74 @@ def test_pretrain_and_fit_run_resume_and_save(bank_folder: Path, tmp_path: Path)
     assert "head" in averaged_state(tmp_path / "heads" / "state.pt")
 
 
+def test_a_run_that_keeps_features_trains_the_decoder_and_little_else(bank_folder: Path, tmp_path: Path) -> None:
+    """Latents stay bit for bit, and what heads read of the UNet moves less than without."""
+    bank, options = Bank(bank_folder), RunOptions(steps=8, batch=2, size=32, save_every=8, warmup=1, ema=0.0)
+    image, conditions = torch.rand(1, 1, 32, 32, 32), [Conditions((2.0, 2.0, 2.0), "ct")]
+    start = tiny_model(clean_context=True)
+    z, before = start.encode_patches(image, conditions).latent, start.state_dict()
+    before = {key: value.clone() for key, value in before.items()}
+    wanted = [stage.clone() for stage in start.unet_features(z, conditions)]
+    model = train_autoencoder(start.config, bank, options, tmp_path / "ae", start, keep_features=True).frozen()
+    assert torch.equal(model.encode_patches(image, conditions).latent, z)
+    changed = {key.split(".")[2] for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"decoder", "post_quant_conv"}
+    moved = []
+    for keep in (True, False):
+        model.load_state_dict(before)
+        model.unet.requires_grad_(True)
+        train_flow(model, bank, options, tmp_path / f"flow {keep}", keep_features=keep)
+        found = model.unet_features(z, conditions)
+        moved.append(sum(float((a - b).detach().square().mean()) for a, b in zip(found, wanted, strict=True)))
+    assert 0 < moved[0] < moved[1]
+
+
+def test_holes_are_of_any_size_and_some_patches_are_painted_whole() -> None:
+    holes = torch.stack([_hole((8, 8, 8), torch.Generator().manual_seed(seed)) for seed in range(200)]).flatten(1)
+    shares = holes.float().mean(1)
+    assert holes.any(1).all()
+    assert 0.15 < float((shares == 1).float().mean()) < 0.45  # a quarter, and the largest ellipsoids
+    assert float(shares.min()) < 0.02
+    assert 0.1 < float(shares.median()) < 0.9
+
+
+def test_a_checkerboard_is_power_at_the_stride() -> None:
+    error = torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    board = torch.zeros_like(error)
+    board[:, :, ::4] = 3.0
+    assert float(_checkerboard(error, 4)) < 0.1
+    assert float(_checkerboard(error + board, 4)) > 0.5
+
+
+@pytest.mark.parametrize("option", [["--keep-features"], ["--keep", "0.5"]])
+def test_pretrain_keeps_something_of_a_model(
+    option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", "-o", str(tmp_path), *option]) == 1
+    assert "keep something of the model that --from names" in capsys.readouterr().err
+
+
+def test_pretrain_can_take_the_mean_of_two_decoders(bank_folder: Path, tmp_path: Path) -> None:
+    start = tiny_folder(tmp_path / "start")
+    arguments = ["--bank", str(bank_folder), "--from", str(start), "--keep-features", "--size", "32"]
+    steps = ["--autoencoder-steps", "2", "--flow-steps", "0"]
+    weights = [load_tensors(start / AUTOENCODER)]
+    for name, keep in (("whole", []), ("half", ["--keep", "0.5"])):
+        assert main(["pretrain", "-o", str(tmp_path / name), *arguments, *steps, *keep]) == 0
+        weights.append(load_tensors(tmp_path / name / "model" / AUTOENCODER))
+    for key, before in weights[0].items():
+        wanted = (before.float() + weights[1][key].float()) / 2
+        torch.testing.assert_close(weights[2][key].float(), wanted, atol=2e-3, rtol=2e-3)  # kept in half precision
+    assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
 def test_fit_takes_a_bank_as_it_is_and_its_cache_knows_that_bank(
     bank_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bank, out = tmp_path / "bank", tmp_path / "fit"
     fit = [
         "fit", "--bank", str(bank), "-o", str(out), "--from", str(MODELS / "compact"), "--exclude", "spleen",
-        "--steps", "1", "--batch", "1", "--size", "32", "--residual-steps", "0",
+        "--steps", "1", "--batch", "1", "--size", "32",
         "--cache", str(tmp_path / "cache"), "--distinct", "2",
     ]  # fmt: skip
     assert main(fit) == 1

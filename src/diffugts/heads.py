@@ -48,6 +48,8 @@ class Settings:
         wide: attention also looks at voxels that are these many times as large, and all its looks are averaged.
         coarse: each look weighs as its voxels' side to this power; 0 makes all alike.
         odds: how likelihoods become a mask in the likelihood form.
+        opened: what is found, but for a user's region, is opened by balls of this share of its depth, so that it does
+            not leak along thin bridges.
         form: which form of the refinement gives the mask; "learned" needs a residual head, else it is "plain".
         region_form: the same where the candidate came from the user.
     """
@@ -67,6 +69,7 @@ class Settings:
     coarse: float = 0.0
     fusion: Fusion = field(default_factory=Fusion)
     odds: Odds = field(default_factory=Odds)
+    opened: float = 0.0
     form: Form = "plain"
     region_form: Form = "plain"
 

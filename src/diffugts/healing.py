@@ -136,7 +136,7 @@ def _repaint(
     if config.prediction == "flow":
         generator = torch.Generator().manual_seed(seed)  # on the CPU, so that devices agree
         times = flow_times(steps, z.device, max(volume(box) for box in boxes), config.time_base)
-        return inpaint_flow(network, z, mask, noise, steps, jumps, generator, times)
+        return inpaint_flow(network, z, mask, noise, steps, jumps, generator, times, config.clean_context)
     alphas = scaled_linear_alphas(config.train_steps).to(z.device)
     return inpaint_ddim(lambda zt, t: network(zt, t.float()), z, mask, noise, alphas, steps)
 

@@ -2,7 +2,8 @@
 
 The sampler never learns about masks. At every step the unknown part comes from the model and the known part
 from the scan's own latent, noised to the time the sampler goes to next; with one fixed noise the known path is a
-straight line of the rectified flow.
+straight line of the rectified flow. A flow that learned to paint into clean surroundings is shown the scan's latent
+as it is instead.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def flow_times(steps: int, device: torch.device | None = None, voxels: int = 0, 
 
 def inpaint_flow(
     velocity: Velocity, z: Tensor, mask: Tensor, noise: Tensor, steps: int = 10, jumps: int = 0,
-    generator: torch.Generator | None = None, times: Tensor | None = None,
+    generator: torch.Generator | None = None, times: Tensor | None = None, clean: bool = False,
 ) -> Tensor:  # fmt: skip
     """Repaint ``mask`` with a rectified flow.
 
@@ -79,20 +80,23 @@ def inpaint_flow(
         times: the (steps + 1,) times themselves, from 1 to 0, where they are not evenly spaced.
         jumps: RePaint jumps per step: go back to t with fresh noise and redo the step, so that the repainted
             part can agree with its surroundings. Needs ``generator``, on the CPU.
+        clean: what is known is shown without noise (``ModelConfig.clean_context``).
 
     Returns:
         (N, C, d, h, w): equal to ``z`` bit for bit where the mask is 0.
     """
     times = flow_times(steps, z.device) if times is None else times
-    zt = noise.clone()
+    zt = torch.where(mask > 0, noise, z) if clean else noise.clone()
     for t, tn in pairwise(times):
         for round_ in range(jumps + 1):
             v = velocity(zt, t.expand(len(zt)))
-            zn = mask * (zt + v * (t - tn)) + (1 - mask) * ((1 - tn) * z + tn * noise)
+            known = z if clean else (1 - tn) * z + tn * noise
+            zn = mask * (zt + v * (t - tn)) + (1 - mask) * known
             if round_ < jumps and tn > 0:
                 a = (1 - t) / (1 - tn)
                 fresh = torch.randn(zn.shape, generator=generator).to(zn.device)
                 zt = a * zn + torch.sqrt((t**2 - (a * tn) ** 2).clamp_min(0)) * fresh
+                zt = torch.where(mask > 0, zt, z) if clean else zt
             else:
                 break
         zt = zn

@@ -29,6 +29,7 @@ from diffugts.residual import (
     signed_residual,
     strongest,
 )
+from diffugts.shapes import opened
 
 Map = npt.NDArray[np.float32]
 
@@ -164,13 +165,26 @@ def refine(
                 odds = replace(settings.odds, least=-math.inf) if part is spared else settings.odds
                 p = part.believed(cut, odds, trusted)
             elif form == "learned" and head is not None:
-                p = part.learned(head, trusted)
+                p = part.learned(head, cut, settings.odds, trusted)
+            if settings.opened and not trusted:
+                p = without_leaks(p, settings.opened)
             residual[box] += r.numpy()
             probability[box] += p.numpy()
         probabilities.append(probability)
         residuals.append(residual)
     mean: Map = np.mean(probabilities, axis=0, dtype=np.float32)
     return Refined(mean, np.mean(residuals, axis=0, dtype=np.float32), np.std(probabilities, axis=0, dtype=np.float32))
+
+
+def without_leaks(probability: torch.Tensor, share: float) -> torch.Tensor:
+    """Probability (D, H, W) halved where what passes 0.5 only hangs on by a bridge, see ``shapes.opened``."""
+    from scipy import ndimage
+
+    labels, _ = ndimage.label((probability > 0.5).numpy())
+    kept = np.zeros(labels.shape, np.bool_)
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        kept[box] |= opened(labels[box] == number, share)
+    return torch.where(torch.from_numpy((labels > 0) & ~kept), probability / 2, probability)
 
 
 def _main(parts: Sequence[Part], cut: float) -> Part | None:
@@ -213,13 +227,14 @@ class Part:
         """The same with depth for the prior, and the deepest ``core`` of the part taken for lesion to begin with."""
         return posterior(*depth_prior(self.inside, core), self.decoded, self.signed, self.inside, odds)
 
-    def inputs(self, trusted: bool) -> torch.Tensor:
-        """What the residual head looks at, (1, 8, D, H, W)."""
+    def inputs(self, cut: float, odds: Odds, trusted: bool) -> torch.Tensor:
+        """What the residual head looks at, (1, 10, D, H, W); nothing is dropped before it is asked."""
         attended = None if trusted else self.attended
-        return ResidualHead.inputs(self.signed, self.feature, attended, self.decoded, self.inside)
+        believed = self.believed(cut, replace(odds, least=-math.inf), trusted)
+        return ResidualHead.inputs(self.signed, self.feature, attended, self.decoded, self.inside, believed)
 
     @torch.inference_mode()
-    def learned(self, head: ResidualHead, trusted: bool) -> torch.Tensor:
+    def learned(self, head: ResidualHead, cut: float, odds: Odds, trusted: bool) -> torch.Tensor:
         """Probability by the residual head, zero outside the candidate."""
-        logits = head(self.inputs(trusted))[0]
+        logits = head(self.inputs(cut, odds, trusted))[0]
         return torch.where(self.inside, torch.sigmoid(logits), torch.zeros_like(logits))

@@ -3,7 +3,7 @@
 pixel = |X − H|,  X = D(z/s) and H = D(z0/s): both decoded, so that the autoencoder's own error cancels
 feature = latent difference |z − z0|, averaged over channels
 R = b1 · norm(pixel) + b2 · norm(feature) + b3 · P_abn,  thresholded inside the candidate only: the plain form
-P = sigmoid(head(pixel, feature, A, X)) inside the candidate: the learned form
+P = sigmoid(head(pixel, feature, A, X, Bayes)) inside the candidate: the learned form
 """
 
 from __future__ import annotations
@@ -113,37 +113,42 @@ def gaussian(x: Tensor, sigma: float) -> Tensor:
 class ResidualHead(nn.Module):
     """Residual learning: a few small convolutions over residuals, attention and scan, at the model's resolution.
 
-    The paper learns its residual's fusion too, and does not give the network; this one is ours.
+    They correct what Bayes' rule makes of the same evidence (``likelihood``), and start by changing nothing. The paper
+    learns its residual's fusion too, and does not give the network; this one is ours.
     """
 
-    INPUTS = 8
+    INPUTS = 10
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
         self.width = width
-        self.layers = nn.Sequential(
-            nn.Conv3d(self.INPUTS, width, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv3d(width, width, 3, padding=2, dilation=2),
-            nn.SiLU(),
-            nn.Conv3d(width, width, 3, padding=2, dilation=2),
-            nn.SiLU(),
-            nn.Conv3d(width, 1, 1),
-        )
+        reach = [1, 2, 4, 2]
+        sizes = [self.INPUTS, *[width] * len(reach)]
+        layers: list[nn.Module] = []
+        for before, after, step in zip(sizes, sizes[1:], reach, strict=False):
+            layers += [nn.Conv3d(before, after, 3, padding=step, dilation=step), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Conv3d(width, 1, 1))
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
     @staticmethod
-    def inputs(signed: Tensor, feature: Tensor, attended: Tensor | None, decoded: Tensor, inside: Tensor) -> Tensor:
-        """What the head looks at, (1, 8, D, H, W).
+    def inputs(
+        signed: Tensor, feature: Tensor, attended: Tensor | None, decoded: Tensor, inside: Tensor, believed: Tensor
+    ) -> Tensor:
+        """What the head looks at, (1, 10, D, H, W); what Bayes' rule says comes first.
 
         Args:
             signed: (D, H, W) smoothed X − H. feature: (D, H, W) latent residual.
             attended: (D, H, W) P_abn, or None where the candidate came from the user and attention has no say.
             decoded: (D, H, W) X, 0..1. inside: (D, H, W) bool, the candidate.
+            believed: (D, H, W) probability by Bayes' rule.
         """
         known = signed.new_full((), 0.0 if attended is None else 1.0)
         logit = torch.zeros_like(signed) if attended is None else torch.logit(attended, 1e-4) / 4
-        pixel = signed.abs()
+        pixel, weight = signed.abs(), believed * inside + 1e-4
+        tone = (decoded * weight).sum() / weight.sum()
         maps = [
+            torch.logit(believed, 1e-4) / 4,
             5 * signed,
             3 * signed.sign() * pixel.sqrt(),
             normalised(pixel, inside),
@@ -151,11 +156,14 @@ class ResidualHead(nn.Module):
             logit,
             known.expand_as(signed),
             2 * decoded - 1,
+            ((decoded - tone) / decoded[inside].std(correction=0).clamp_min(0.01)).clamp(
+                -3, 3
+            ),  # as unlike the lesion as it is
             inside.float(),
         ]
         return torch.stack(maps)[None]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(N, 8, D, H, W) → logits (N, D, H, W)."""
-        logits: Tensor = self.layers(inputs)[:, 0]
+        """(N, 10, D, H, W) → logits (N, D, H, W)."""
+        logits: Tensor = self.layers(inputs)[:, 0] + 4 * inputs[:, 0]
         return logits

@@ -37,6 +37,8 @@ class ModelConfig:
         train_steps: timesteps that the UNet's time embedding was trained on.
         steps: sampling steps by default.
         jumps: RePaint jumps per step (flow only), so that what is painted agrees with its surroundings.
+        clean_context: whether the flow learned to paint into surroundings without noise. Inpainting then shows it the
+            scan as it is around the mask; else that is noised along, as in RePaint.
         window: most of the side of the encoder's and the attention's windows, voxels.
         feature_times: noise levels in [0, 1] at which the UNet is read as a further feature stage.
         image_window: the 0..1 intensities that the image stage spreads out, () for no such stage; 0.42 to 0.62 are
@@ -65,6 +67,7 @@ class ModelConfig:
     train_steps: int = 1000
     steps: int = 10
     jumps: int = 0
+    clean_context: bool = False
     window: int = 96
     feature_times: tuple[float, ...] = field(default=(0.1,))
     image_window: tuple[float, ...] = ()

@@ -221,12 +221,11 @@ class LatentDiffusion(nn.Module):
         wanted, unwanted = both.chunk(2)
         return unwanted + guidance * (wanted - unwanted)
 
-    @torch.inference_mode()
     def unet_features(self, latent: Tensor, conditions: Sequence[Conditions]) -> list[Tensor]:
         """UNet activations at low noise as further stages: after each up block, coarse to fine.
 
         The latent is scaled as the known path would be at time t, without noise, so that the features are
-        deterministic. Our choice; the paper reads the autoencoder only.
+        deterministic. Our choice; the paper reads the autoencoder only. Gradients flow where they are asked for.
         """
         features: list[Tensor] = []
         hooks = [

@@ -1,6 +1,9 @@
-"""The honest rival: a supervised 3D U-Net, trained on the same items that the heads see and asked nothing.
+"""The honest rival: a supervised 3D U-Net, trained on the items that the heads see and asked nothing.
 
-    python -m diffugts.bench.rival --bank runs/fit/bank --exclude lung -o runs/rival/lung.safetensors
+    python -m diffugts.bench.rival --bank runs/fit/bank --exclude lung -o runs/rival/lung.safetensors --loaders 16
+
+It gets the patches that `diffugts fit` gives a head, foreign patches among them, under the same weights of voxels, and
+whatever is marked in them is its one target: no prompt tells a lung's tumour from a piece of another scan.
 
 One file each for every anatomy that is left out, named after it (`soft-tissue.safetensors`), and one trained on
 everything, `default.safetensors`, make a folder that `diffugts bench --rival` takes.
@@ -12,6 +15,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +27,10 @@ from torch import Tensor, nn
 from diffugts.backbone.weights import header, load_strictly, load_tensors, save_tensors
 from diffugts.bench.metrics import Map
 from diffugts.errors import InputError, WeightsError
-from diffugts.training.bank import TUMOUR, UNKNOWN, Bank, Item
+from diffugts.machine import find_device
+from diffugts.training.bank import TUMOUR, Bank
+from diffugts.training.fit import admitted, alteration, voxel_weights
+from diffugts.training.foreign import home_of
 from diffugts.training.loop import Batch, RunOptions, train
 
 FEATURES = (24, 24, 48, 96, 192, 24)  # about 2 M weights; finest first, the last is the output's
@@ -61,40 +68,51 @@ def build(features: Sequence[int] = FEATURES) -> nn.Module:
     return network
 
 
-def train_rival(bank: Bank, options: RunOptions, out: Path, features: Sequence[int] = FEATURES) -> nn.Module:
-    """Train on every labelled tumour of a bank; Dice and cross-entropy where the flags are known.
+def train_rival(
+    bank: Bank, options: RunOptions, out: Path, foreign: float, device: torch.device | str = "cpu",
+    features: Sequence[int] = FEATURES,
+) -> nn.Module:  # fmt: skip
+    """Train on every named tumour of a bank and on foreign patches, as a head is trained.
 
     Args:
+        bank: of ``seen_bank``.
         out: run folder; the run goes on where it stopped.
+        foreign: share 0..1 of the labelled patches without a lesion that get a foreign patch; those of items without
+            labels all do, see ``training.fit.alteration``.
+
+    Returns:
+        The network with averaged weights, on the CPU.
     """
     torch.manual_seed(options.seed)
-    network = build(features)
+    network = build(features).to(device)
 
     def loss_of(batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        logits = network(batch.image).float()
-        loss = supervised_loss(logits, batch.flags)
-        return loss, {}
+        return supervised_loss(network(batch.image).float(), batch.flags, voxel_weights(batch)), {}
 
-    train({"unet": network}, loss_of, bank, options, out)
-    return network.eval().requires_grad_(False)
+    train({"unet": network}, loss_of, bank, options, out, alter=alteration(bank, foreign, options))
+    return network.cpu().eval().requires_grad_(False)
 
 
-def supervised_loss(logits: Tensor, flags: Tensor) -> Tensor:
-    """Soft Dice over the batch plus mean cross-entropy, both on voxels that are known; (N, 1, ·) each."""
-    known, target = (flags > UNKNOWN).float(), (flags >= TUMOUR).float()
-    p = torch.sigmoid(logits) * known
-    dice = 1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
-    entropy = nn.functional.binary_cross_entropy_with_logits(logits, target, weight=known, reduction="sum")
-    return dice + entropy / known.sum().clamp_min(1)
+def supervised_loss(logits: Tensor, flags: Tensor, weight: Tensor) -> Tensor:
+    """Soft Dice over the batch plus mean cross-entropy, both under weights.
+
+    Args:
+        logits: (N, 1, ·) of "tumour". flags: (N, 1, ·) of the bank; a lesion of any kind is the target.
+        weight: (N, 1, ·) 0..1 of each voxel, 0 where nothing is known.
+    """
+    p, target = torch.sigmoid(logits), (flags >= TUMOUR).float()
+    dice = 1 - (2 * (weight * p * target).sum() + 1) / ((weight * (p + target)).sum() + 1)
+    entropy = nn.functional.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum")
+    return dice + entropy / weight.sum().clamp_min(1)
 
 
 def seen_bank(root: Path, exclude: Sequence[str]) -> Bank:
-    """The labelled items of a bank without a tumour of the excluded organs: what held-out heads are trained on."""
+    """What of a bank a head without the excluded organs is trained on, with foreign patches.
 
-    def admit(item: Item) -> Item | None:
-        return item if item.labelled and not set(item.lesions) & set(exclude) else None
-
-    bank = Bank(root, admit)
+    Raises:
+        InputError: no labelled tumour is left.
+    """
+    bank = Bank(root, partial(admitted, excluded=exclude, foreign=True), partial(home_of, organs=exclude))
     if not any(item.lesions for item in bank.items):
         raise InputError(f"the bank {root} has no labelled tumour left without {', '.join(exclude) or 'anything'}.")
     return bank
@@ -148,18 +166,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bank", type=Path, required=True, help="folder that `diffugts fit` filled")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument("--exclude", nargs="*", default=[], metavar="ORGAN", help="organs whose tumours are not shown")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--foreign", type=float, default=0.3, metavar="SHARE", help="as of `diffugts fit`: %(default)s")
+    parser.add_argument("--widest", type=float, default=1.5, metavar="TIMES", help="as of `diffugts fit`: %(default)s")
+    parser.add_argument("--steps", type=int, default=20000, metavar="N", help="default: %(default)s")
     parser.add_argument("--minutes", type=float, default=0, help="stop after so many at the latest (default: no limit)")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="patches per step (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="patch side in voxels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<i>")
+    parser.add_argument("--loaders", type=int, default=0, metavar="N", help="processes that draw patches: %(default)s")
+    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="use each batch this often: %(default)s")
     args = parser.parse_args(argv)
-    bank = seen_bank(args.bank, args.exclude)
+    device, bank = find_device(args.device), seen_bank(args.bank, args.exclude)
     options = RunOptions(
-        args.steps, args.batch, args.size, 1e-3, warmup=50, ema=0.99, seed=args.seed, on_tumour=0.6,
-        minutes=args.minutes,
+        args.steps, args.batch, args.size, 1e-3, warmup=50, ema=0.99, seed=args.seed, on_tumour=0.7,
+        widest=args.widest, minutes=args.minutes, loaders=args.loaders, repeats=args.repeats,
     )  # fmt: skip
-    network = train_rival(bank, options, args.output.with_suffix(""))
+    network = train_rival(bank, options, args.output.with_suffix(""), args.foreign, device)
     save_rival(args.output, network, FEATURES, sorted({organ for item in bank.items for organ in item.lesions}))
 
 

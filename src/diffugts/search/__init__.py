@@ -1,6 +1,6 @@
 """Where an organ's tumours are looked for by a head that never saw one: a home for each organ that the scan shows."""
 
 from diffugts.search.base import Search, log_odds, smoothed, standardised
-from diffugts.search.shapes import Map, Mask, Spacing
+from diffugts.shapes import Map, Mask, Spacing
 
 __all__ = ["Map", "Mask", "Search", "Spacing", "log_odds", "smoothed", "standardised"]

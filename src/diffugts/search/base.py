@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from diffugts.search.shapes import Labels, Map, Mask, end_planes, rounded, surface_of
+from diffugts.shapes import Labels, Map, Mask, end_planes, rounded, surface_of
 
 LEAST_P = 1e-4
 FARTHEST = 3.0  # usual deviations from the median: more says no more

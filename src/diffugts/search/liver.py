@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from diffugts.intensity import IntensityMap
 from diffugts.search.base import Search, smoothed
-from diffugts.search.shapes import (
+from diffugts.shapes import (
     Labels,
     Map,
     Mask,

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from diffugts.intensity import IntensityMap
 from diffugts.search.base import Search
-from diffugts.search.shapes import Map, Mask, Spacing, each_part, millilitres, parts_of, shell_of, thick_parts
+from diffugts.shapes import Map, Mask, Spacing, each_part, millilitres, parts_of, shell_of, thick_parts
 
 LEAST_ML = 40.0
 SMOOTH_MM = 2.0

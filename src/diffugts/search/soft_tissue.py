@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from diffugts.intensity import three_classes
 from diffugts.search.base import Search, standardised
-from diffugts.search.shapes import Map, Mask, Spacing, depth_of, millilitres
+from diffugts.shapes import Map, Mask, Spacing, depth_of, millilitres
 
 MUSCLE_CT = (0.47, 0.57)  # of 0..1: -60 to 140 HU
 BODY_MR = 0.05

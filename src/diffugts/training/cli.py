@@ -26,6 +26,14 @@ def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", dest="start", type=Path, metavar="DIR", help="model folder whose weights to go on from"
     )
+    parser.add_argument(
+        "--keep-features", action="store_true",
+        help="with --from: train the decoder and what the flow paints, so that heads that read the model go on to fit",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep", type=float, default=0.0, metavar="SHARE",
+        help="the autoencoder is a mean of weights, in which that of --from weighs this much: %(default)s",
+    )  # fmt: skip
     parser.add_argument("--autoencoder-steps", type=int, default=500, metavar="N", help="default: %(default)s")
     parser.add_argument("--flow-steps", type=int, default=2500, metavar="N", help="default: %(default)s")
     parser.add_argument("--flow-batch", type=int, default=8, metavar="N", help="default: %(default)s")
@@ -38,8 +46,7 @@ def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `diffugts fit`."""
     parser.description = (
-        "Train adapters, projections, text MLPs, the image-level score and the residual head on planted tumours, on "
-        "top of a frozen model."
+        "Train adapters, projections, text MLPs and the image-level score on planted tumours, on top of a frozen model."
     )
     _add_shared(parser)
     parser.add_argument("--model", default="compact", help="model name or folder that gives the features")
@@ -67,16 +74,10 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is kept is a mean of weights, in which the head of --from weighs this much: %(default)s",
     )  # fmt: skip
     parser.add_argument(
-        "--examples", type=int, default=400, metavar="N", help="repainted regions for the residual head: %(default)s"
-    )
-    parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="keep the frozen model's features here, for this and later heads"
     )
     parser.add_argument(
         "--distinct", type=int, default=4000, metavar="N", help="different patches, with --cache: %(default)s"
-    )
-    parser.add_argument(
-        "--residual-steps", type=int, default=1500, metavar="N", help="default: %(default)s; 0 for no residual head"
     )
 
 
@@ -108,18 +109,26 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
 
 def run_pretrain(args: argparse.Namespace) -> int:
     """Carry out `diffugts pretrain`; writes a model folder at ``DIR/model``."""
+    import copy
+
     from diffugts.backbone.config import ModelConfig
     from diffugts.backbone.weights import MODELS, load_backbone
+    from diffugts.errors import InputError
     from diffugts.training.bank import Bank
     from diffugts.training.loop import RunOptions
     from diffugts.training.pretrain import save_model, train_autoencoder, train_flow
     from diffugts.training.workers import Workers
 
+    if (args.keep_features or args.keep) and not args.start:
+        raise InputError("--keep-features and --keep keep something of the model that --from names; give it, too")
+    if not 0 <= args.keep < 1:
+        raise InputError(f"--keep takes a share from 0 up to 1, not {args.keep}")
     workers = Workers.join()
     device = _device(args, workers)
     start = load_backbone(args.start) if args.start else None
     config = start.config if start else ModelConfig.read(args.config or MODELS / "compact" / "config.json")
     bank = Bank(_bank(args, config.spacing_mm, workers))
+    before = copy.deepcopy(start.autoencoder.state_dict()) if start else {}
     shared = {
         "seed": args.seed, "widest": WIDEST, "loaders": args.loaders, "repeats": args.repeats,
         "save_every": args.save_every,
@@ -127,10 +136,15 @@ def run_pretrain(args: argparse.Namespace) -> int:
     options = RunOptions(
         args.autoencoder_steps, args.batch, args.size, 4e-4, on_tumour=0.2, minutes=args.autoencoder_minutes, **shared
     )
-    model = train_autoencoder(config, bank, options, args.output / "autoencoder", start, workers, device)
+    model = train_autoencoder(
+        config, bank, options, args.output / "autoencoder", start, workers, device, args.keep_features
+    )
+    if args.keep:
+        found = {key: value.cpu() for key, value in model.autoencoder.state_dict().items()}
+        model.autoencoder.load_state_dict({key: value.lerp(before[key], args.keep) for key, value in found.items()})
     healthy = Bank(bank.root, lambda item: item if item.trusted else None)
     options = RunOptions(args.flow_steps, args.flow_batch, args.size, 5e-4, minutes=args.flow_minutes, **shared)
-    model = train_flow(model, healthy, options, args.output / "flow", workers)
+    model = train_flow(model, healthy, options, args.output / "flow", workers, args.keep_features)
     if workers.rank == 0:
         source = f"recipe {args.recipe.name}" if args.recipe else f"bank {bank.root.name}"
         origin = f"diffugts pretrain, {source}, seed {args.seed}"
@@ -154,7 +168,6 @@ def run_fit(args: argparse.Namespace) -> int:
     from diffugts.training.fit import PROMPT_OF, admitted, blended, train_heads
     from diffugts.training.foreign import home_of
     from diffugts.training.loop import RunOptions
-    from diffugts.training.residual import train_residual_head
     from diffugts.training.workers import Workers
 
     if not 0 <= args.keep < 1 or (args.keep and not args.start):
@@ -172,10 +185,10 @@ def run_fit(args: argparse.Namespace) -> int:
     modality = model.config.modality or ""  # a model of one modality trains on that one alone
     root = _bank(args, model.config.spacing_mm, workers)
 
-    def shown(item: Item, foreign: bool) -> Item | None:
-        return admitted(item, args.exclude, foreign) if item.modality.startswith(modality[:2]) else None
+    def shown(item: Item) -> Item | None:
+        return admitted(item, args.exclude, args.foreign > 0) if item.modality.startswith(modality[:2]) else None
 
-    bank = Bank(root, partial(shown, foreign=args.foreign > 0), partial(home_of, organs=args.exclude))
+    bank = Bank(root, shown, partial(home_of, organs=args.exclude))
     options = RunOptions(
         args.steps, args.batch, args.size, args.learning_rate, warmup=50, ema=0.995, seed=args.seed, on_tumour=0.7,
         widest=args.widest, distinct=args.distinct if args.cache else 0, minutes=args.minutes, loaders=args.loaders,
@@ -201,17 +214,11 @@ def run_fit(args: argparse.Namespace) -> int:
     if start is not None and args.keep:
         head = blended(head, start, args.keep).eval()
     model.cpu()
-    residual = None
-    if args.residual_steps:
-        residual = train_residual_head(
-            model, head, encoder, Bank(root, partial(shown, foreign=False)), args.output / "residual", args.examples,
-            args.residual_steps, args.seed,
-        )  # fmt: skip
     out = args.output / "model"
     if folder.resolve() != out.resolve():
         shutil.copytree(folder, out, dirs_exist_ok=True)
     seen = sorted({PROMPT_OF.get(organ, organ) for item in bank.items for organ in item.lesions if organ})
-    save_heads(held_out_folder(out, args.exclude) if args.exclude else out, head, settings, seen, residual)
+    save_heads(held_out_folder(out, args.exclude) if args.exclude else out, head, settings, seen)
     write_record(out, info.licence, info.origin, info.reconstruction_mae)
     return 0
 

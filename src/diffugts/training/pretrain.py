@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,21 +18,28 @@ from diffugts.backbone.config import ModelConfig
 from diffugts.backbone.latent_diffusion import LatentDiffusion
 from diffugts.backbone.networks import space_to_depth
 from diffugts.training.bank import KNOWN, Bank, Item
+from diffugts.training.features import conditions_of
 from diffugts.training.loop import ALONE, Batch, RunOptions, train
 from diffugts.training.workers import Workers
 
 LATENT_NOISE = 0.05  # the decoder is trained on latents blurred by this much, so that generated ones decode well
+CHECKERBOARD = 0.003  # weight of the error's power at the stride's period
+WHOLE = 0.25  # share of the patches that a flow of clean surroundings paints as a whole
+HOLES, HOLE_RADIUS = 3, (1.2, 8.0)  # at most so many ellipsoids in the others; latent voxels
+HOLE_TIME = (1.0, 1.3)  # mean and deviation of their times' logit: the first step decides where what lies
+KEPT = 3.0  # weight of features that are to stay as they are
 
 
 def train_autoencoder(
     config: ModelConfig, bank: Bank, options: RunOptions, out: Path, start: LatentDiffusion | None = None,
-    workers: Workers = ALONE, device: torch.device | None = None,
+    workers: Workers = ALONE, device: torch.device | None = None, keep_features: bool = False,
 ) -> LatentDiffusion:  # fmt: skip
-    """Train the autoencoder: masked L1 on voxels and on their differences along each axis.
+    """Train the autoencoder: masked L1 on voxels and on their differences along each axis, and no checkerboard.
 
     Args:
         start: a model of the same configuration to go on from; its linear code is kept, and its scale factor, so
             that its flow still fits.
+        keep_features: only the decoder is trained, so that latents and features stay what they are.
         workers: the processes that share each batch. device: where to train; None for where the start's weights are.
 
     Returns:
@@ -42,6 +52,9 @@ def train_autoencoder(
         autoencoder.linear.fit(_blocks(bank, config.stride, options.seed))
 
     model.to(device)
+    if keep_features:
+        for part in (autoencoder.net.encoder, autoencoder.net.quant_conv_mu):
+            part.requires_grad_(False)
 
     def loss_of(batch: Batch) -> tuple[Tensor, dict[str, float]]:
         mu, _ = autoencoder.encode(batch.image)
@@ -54,12 +67,14 @@ def train_autoencoder(
             for d in (2, 3, 4)
         )
         spread = mu.float().pow(2).mean()
-        loss = voxels + 0.5 * edges + 1e-4 * spread
+        board = _checkerboard((decoded - batch.image) * known, config.stride)
+        loss = voxels + 0.5 * edges + 1e-4 * spread + CHECKERBOARD * board
         mse = _masked_mean((decoded - batch.image).pow(2), known)
         return loss, {
             "l1": voxels.item(),
             "psnr": (-10 * torch.log10(mse)).item(),
             "latent_square": spread.item(),
+            "checkerboard": board.item(),
         }
 
     train({"autoencoder": autoencoder}, loss_of, bank, options, out, workers=workers)
@@ -78,29 +93,90 @@ def with_scale_factor(model: LatentDiffusion, bank: Bank, options: RunOptions) -
     return model
 
 
+def _checkerboard(error: Tensor, stride: int) -> Tensor:
+    """By how much an error (N, 1, S, S, S) has more power at the stride's period than beside it: log, mean, at least 0.
+
+    As ``benchmarks/reconstruction.py`` measures it.
+    """
+    found = []
+    for axis in (2, 3, 4):
+        power = torch.fft.rfft(error, dim=axis).abs().pow(2)
+        line = power.mean([a for a in (1, 2, 3, 4) if a != axis])
+        at = error.shape[axis] // stride
+        beside = torch.stack([line[:, at + step] for step in (-2, -1, 1, 2) if 0 < at + step < line.shape[1]])
+        found.append(torch.log((line[:, at] + 1e-9) / (beside.mean(0) + 1e-9)).clamp_min(0))
+    return torch.stack(found).mean()
+
+
 def train_flow(
-    model: LatentDiffusion, bank: Bank, options: RunOptions, out: Path, workers: Workers = ALONE
-) -> LatentDiffusion:
-    """Train the rectified flow v = x0 − noise on latents whose voxels are all known and healthy."""
+    model: LatentDiffusion, bank: Bank, options: RunOptions, out: Path, workers: Workers = ALONE,
+    keep_features: bool = False,
+) -> LatentDiffusion:  # fmt: skip
+    """Train the rectified flow v = x0 − noise on latents whose voxels are all known and healthy.
+
+    Where the configuration says ``clean_context``, most patches are noised in holes only, and learn there.
+
+    Args:
+        keep_features: what heads read of the UNet is held where it was, so that they go on to fit.
+    """
     model.autoencoder.eval().requires_grad_(False)
     config = model.config
+    before = copy.deepcopy(model).frozen() if keep_features else None
 
     def loss_of(batch: Batch) -> tuple[Tensor, dict[str, float]]:
         with torch.no_grad():
             x0 = (model.autoencoder.encode(batch.image)[0] * config.scale_factor).float()
         generators = batch.generators()
         noise = batch.randn(x0.shape[1:], generators)
-        t = torch.sigmoid(batch.randn((), generators))  # logit-normal: most weight on middle times
+        draw = batch.randn((), generators)  # logit-normal: most weight on middle times
+        hole = torch.ones_like(x0[:, :1])
+        if config.clean_context:
+            hole = torch.stack([_hole(x0.shape[2:], one) for one in generators]).to(x0)
+            whole = hole.flatten(1).all(1)
+            draw = torch.where(whole, draw, HOLE_TIME[0] + HOLE_TIME[1] * draw)
+        t = torch.sigmoid(draw)
         time = t.view(-1, 1, 1, 1, 1)
         healthy = -F.max_pool3d(-(batch.flags == KNOWN).float(), config.stride)
         conditions = [_conditions(patch.item, one) for patch, one in zip(batch.patches, generators, strict=True)]
-        v = model.predict((1 - time) * x0 + time * noise, t, conditions).float()
+        v = model.predict(torch.where(hole > 0, (1 - time) * x0 + time * noise, x0), t, conditions).float()
         error = (v - (x0 - noise)).pow(2).mean(1, keepdim=True)
-        loss = _masked_mean(error, healthy)
-        return loss, {"healthy_share": healthy.mean().item()}
+        loss = _masked_mean(error, healthy * hole)
+        figures = {"healthy_share": healthy.mean().item(), "flow": loss.item()}
+        if before is not None:
+            moved = _moved(before, model, x0[::2], [conditions_of(patch) for patch in batch.patches[::2]])
+            loss, figures = loss + KEPT * moved, {**figures, "moved": moved.item()}
+        return loss, figures
 
     train({"unet": model.unet}, loss_of, bank, options, out, workers=workers)
     return model
+
+
+def _hole(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """(1, d, h, w) bool: what is painted of a patch; all of it, or up to three ellipsoids of any size."""
+    u = torch.rand(HOLES * 6 + 2, generator=generator)
+    if float(u[0]) < WHOLE:
+        return torch.ones((1, *shape), dtype=torch.bool)
+    grid = torch.stack(torch.meshgrid(*(torch.arange(side) + 0.5 for side in shape), indexing="ij"), -1)
+    count = 1 + int(u[1] * HOLES)
+    centres, sizes = u[2:].view(HOLES, 2, 3)[:count].unbind(1)
+    low, high = (math.log(radius) for radius in HOLE_RADIUS)
+    size = torch.exp(low + (high - low) * sizes[:, :1]) * (0.6 + 0.4 * sizes)  # much alike along the three axes
+    away = (grid[..., None, :] - centres * torch.tensor(shape)) / size
+    inside = (away.pow(2).sum(-1) < 1).any(-1)
+    inside[tuple((centres[0] * torch.tensor(shape)).long().tolist())] = True
+    return inside[None]
+
+
+def _moved(before: LatentDiffusion, model: LatentDiffusion, z: Tensor, conditions: Sequence[Conditions]) -> Tensor:
+    """How far the features that heads read moved: mean square, each channel in its own deviation."""
+    with torch.no_grad():
+        wanted = [stage.float() for stage in before.unet_features(z, conditions)]
+    found = model.unet_features(z, conditions)
+    parts = [
+        ((new.float() - old) / (old.std((0, 2, 3, 4), keepdim=True) + 1e-3)).pow(2).mean()
+        for new, old in zip(found, wanted, strict=True)
+    ]
+    return torch.stack(parts).mean()
 
 
 def _conditions(item: Item, generator: torch.Generator) -> Conditions:

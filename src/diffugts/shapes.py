@@ -72,8 +72,8 @@ def end_planes(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.concatenate([np.take(values, (0, -1), axis).ravel() for axis in range(3)])
 
 
-def rounded(part: Mask, share: float) -> Mask:
-    """The convex outline of what balls reach that roll inside a part, with ``share`` of its greatest depth for radius.
+def opened(part: Mask, share: float) -> Mask:
+    """What balls reach that roll inside a part, with ``share`` of its greatest depth for radius.
 
     Of the pieces that it falls into so, the one around its deepest place; nothing of nothing.
     """
@@ -83,7 +83,15 @@ def rounded(part: Mask, share: float) -> Mask:
         radius = share * depth.max()
         labels, _ = ndimage.label(depth > radius)
         centres = labels == labels.flat[depth.argmax()]
-        found[box] = convex(ndimage.distance_transform_edt(~centres) <= radius)
+        found[box] = (ndimage.distance_transform_edt(~centres) <= radius) & part[box]
+    return found
+
+
+def rounded(part: Mask, share: float) -> Mask:
+    """The convex outline of a part once it is opened; nothing of nothing."""
+    found = np.zeros_like(part)
+    for box in ndimage.find_objects(part.astype(np.uint8)):
+        found[box] = convex(opened(part[box], share))
     return found
 
 
