@@ -3,8 +3,8 @@
     python -m diffugts.training.residual --model compact --bank runs/fit/bank -o runs/residual --processes 16
 
 First a set of examples is made and kept on disk (repainting is the slow part), then a head is trained on it, and for
-every held-out head of the model one on what shows no marked tumour of its organs. They are written to DIR/heads, laid out
-as the model's folder is.
+every held-out head of the model one on what shows no marked tumour of its organs. They are written to DIR/heads, laid
+out as the model's folder is.
 """
 
 from __future__ import annotations
