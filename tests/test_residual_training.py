@@ -97,22 +97,8 @@ def _mistakes(head: ResidualHead, example: Example) -> float:
 
 def test_one_head_is_written_beside_each_attention_head(run: tuple[Path, Path, Path], tmp_path: Path) -> None:
     bank, model, out = run
-    main(
-        [
-            "--model",
-            str(model),
-            "--bank",
-            str(bank),
-            "-o",
-            str(out),
-            "--examples",
-            "8",
-            "--steps",
-            "2",
-            "--device",
-            "cpu",
-        ]
-    )
+    where = ["--model", str(model), "--bank", str(bank), "-o", str(out)]
+    main([*where, *["--examples", "8", "--steps", "2", "--device", "cpu", "--processes", "2"]])
     for place in (Path(), Path("held_out") / "soft-tissue"):
         assert load_residual_head(out / "heads" / place) is not None
         assert (out / "heads" / place / RESIDUAL).is_file()

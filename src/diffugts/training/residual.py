@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -299,14 +300,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         make_examples, args.model, args.bank, examples, args.examples, args.seed, parts=args.processes,
         device=args.device, minutes=args.minutes,
     )  # fmt: skip
-    _side_by_side([partial(made, part=part) for part in range(args.processes)])
+    _side_by_side([partial(made, part=part) for part in range(args.processes)], args.processes)
     paths = sorted(examples.glob("*.pt"))
     sys.stdout.write(f"{len(paths)} examples\n")
     wanted = {Path(): (), **{path.relative_to(folder): _left_out(path) for path in held_out_heads(folder).values()}}
-    trained = partial(
-        _train_and_save, paths, args.output, args.steps, args.seed, args.device, args.train_minutes,
-        threads=max(1, args.processes // len(wanted)),
-    )  # fmt: skip
+    trained = partial(_train_and_save, paths, args.output, args.steps, args.seed, args.device, args.train_minutes)
     _side_by_side([partial(trained, place, excluded) for place, excluded in wanted.items()], args.processes)
 
 
@@ -316,33 +314,25 @@ def _left_out(path: Path) -> tuple[str, ...]:
 
 def _train_and_save(
     paths: Sequence[Path], out: Path, steps: int, seed: int, device: str, minutes: float, place: Path,
-    excluded: Sequence[str], threads: int,
+    excluded: Sequence[str],
 ) -> None:  # fmt: skip
-    torch.set_num_threads(threads)
     target = out / "heads" / place
     target.mkdir(parents=True, exist_ok=True)
     residual = train_residual_head(paths, excluded, steps, target / "curve.csv", seed, device, minutes)
     save_tensors(target / RESIDUAL, residual.state_dict())
 
 
-def _side_by_side(tasks: Sequence[Callable[[], object]], most: int = 0) -> None:
-    """Run tasks in processes of their own, all at once (``most`` at a time); alone in this one.
-
-    Raises:
-        InputError: one of them failed; its own message is above.
-    """
-    if len(tasks) == 1 or most == 1:
+def _side_by_side(tasks: Sequence[Callable[[], object]], processes: int) -> None:
+    """Run tasks in so many processes of their own, which share the cores; one after another in this one for 1."""
+    if processes == 1:
         for task in tasks:
             task()
         return
+    threads = max(1, (os.cpu_count() or 1) // processes)
     context = multiprocessing.get_context("spawn")
-    started = [context.Process(target=task) for task in tasks]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join()
-    if any(process.exitcode for process in started):
-        raise InputError("a process that makes examples or trains failed; see above")
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,)) as pool:
+        for running in [pool.submit(task) for task in tasks]:
+            running.result()
 
 
 if __name__ == "__main__":
