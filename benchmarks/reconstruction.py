@@ -14,6 +14,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
+
+from diffugts.training.pretrain import checkerboard
 
 
 def main() -> None:
@@ -43,22 +46,11 @@ def measure(segmenter, scan: Path, modality: str) -> tuple[float, float, float]:
     config = segmenter.backbone.config
     image = case.intensity.forward(case.placement.forward(case.volume.array))
     error = segmenter.backbone.decode_windows(case.encoding.latent)[0, 0].numpy() - image
+    board = checkerboard(torch.from_numpy(error)[None, None], config.stride).mean()
     inside = image > 0.25 if modality == "ct" else image > 0
     unit = 2000.0 if modality == "ct" else 1.0
     psnr = -10 * np.log10(np.mean(error[inside] ** 2))
-    return float(np.abs(error[inside]).mean() * unit), float(psnr), checkerboard(error, config.stride)
-
-
-def checkerboard(error: np.ndarray, stride: int) -> float:
-    """Power of the error at the stride's period, over the mean of the neighbouring frequencies, averaged over axes."""
-    ratios = []
-    for axis in range(3):
-        side = error.shape[axis] // stride * stride
-        power = np.abs(np.fft.rfft(np.take(error, range(side), axis), axis=axis)) ** 2
-        line = power.mean(tuple(a for a in range(3) if a != axis))
-        at = side // stride
-        ratios.append(line[at] / np.mean([line[at - 2], line[at - 1], line[at + 1], line[at + 2]]))
-    return float(np.mean(ratios))
+    return float(np.abs(error[inside]).mean() * unit), float(psnr), float(board)
 
 
 if __name__ == "__main__":

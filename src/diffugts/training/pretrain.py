@@ -23,7 +23,8 @@ from diffugts.training.loop import ALONE, Batch, RunOptions, train
 from diffugts.training.workers import Workers
 
 LATENT_NOISE = 0.05  # the decoder is trained on latents blurred by this much, so that generated ones decode well
-CHECKERBOARD = 0.003  # weight of the error's power at the stride's period
+CHECKERBOARD = 0.003  # weight of the error's power at the stride's period, log
+NO_POWER = 1e-9
 WHOLE = 0.25  # share of the patches that a flow of clean surroundings paints as a whole
 HOLES, HOLE_RADIUS = 3, (1.2, 8.0)  # at most so many ellipsoids in the others; latent voxels
 HOLE_TIME = (1.0, 1.3)  # mean and deviation of their times' logit: the first step decides where what lies
@@ -67,7 +68,7 @@ def train_autoencoder(
             for d in (2, 3, 4)
         )
         spread = mu.float().pow(2).mean()
-        board = _checkerboard((decoded - batch.image) * known, config.stride)
+        board = checkerboard((decoded - batch.image) * known, config.stride).log().clamp_min(0).mean()
         loss = voxels + 0.5 * edges + 1e-4 * spread + CHECKERBOARD * board
         mse = _masked_mean((decoded - batch.image).pow(2), known)
         return loss, {
@@ -93,19 +94,17 @@ def with_scale_factor(model: LatentDiffusion, bank: Bank, options: RunOptions) -
     return model
 
 
-def _checkerboard(error: Tensor, stride: int) -> Tensor:
-    """By how much an error (N, 1, S, S, S) has more power at the stride's period than beside it: log, mean, at least 0.
-
-    As ``benchmarks/reconstruction.py`` measures it.
-    """
+def checkerboard(error: Tensor, stride: int) -> Tensor:
+    """Power of an error (N, 1, D, H, W) at the stride's period over that of its neighbours, by axis: (N, 3); 1 = none."""
     found = []
     for axis in (2, 3, 4):
-        power = torch.fft.rfft(error, dim=axis).abs().pow(2)
-        line = power.mean([a for a in (1, 2, 3, 4) if a != axis])
-        at = error.shape[axis] // stride
-        beside = torch.stack([line[:, at + step] for step in (-2, -1, 1, 2) if 0 < at + step < line.shape[1]])
-        found.append(torch.log((line[:, at] + 1e-9) / (beside.mean(0) + 1e-9)).clamp_min(0))
-    return torch.stack(found).mean()
+        side = error.shape[axis] // stride * stride
+        power = torch.fft.rfft(error.narrow(axis, 0, side), dim=axis).abs().pow(2)
+        line = power.mean([a for a in (1, 2, 3, 4) if a != axis]) + NO_POWER
+        at = side // stride
+        beside = [line[:, at + step] for step in (-2, -1, 1, 2) if 0 < at + step < line.shape[1]]
+        found.append(line[:, at] / torch.stack(beside).mean(0))
+    return torch.stack(found, 1)
 
 
 def train_flow(
