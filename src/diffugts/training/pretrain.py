@@ -95,7 +95,7 @@ def with_scale_factor(model: LatentDiffusion, bank: Bank, options: RunOptions) -
 
 
 def checkerboard(error: Tensor, stride: int) -> Tensor:
-    """Power of an error (N, 1, D, H, W) at the stride's period over that of its neighbours, by axis: (N, 3); 1 = none."""
+    """Power of an error (N, 1, D, H, W) at the stride's period over its neighbours', by axis: (N, 3); 1 = none."""
     found = []
     for axis in (2, 3, 4):
         side = error.shape[axis] // stride * stride
