@@ -96,6 +96,67 @@ def test_a_nodule_with_air_on_all_sides_is_sure_and_neither_vessels_nor_walls_ar
     assert (p[mass & found.region] < 0.1).mean() > 0.95
 
 
+def two_lungs(heart: float = 40.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """HU of a body with two lungs that an airway joins and a wide heart that dents one; lungs, heart."""
+    i, j, k = np.indices((64,) * 3)
+    body = (np.abs(i - 31.5) < 31) & (np.abs(j - 31.5) < 30)
+    air = (np.abs(j - 31.5) < 26) & (np.abs(k - 31.5) < 29) & (np.abs(np.abs(i - 31.5) - 16) < 12)
+    airway = (np.abs(j - 45) < 3) & (np.abs(k - 50) < 3) & (np.abs(i - 31.5) < 8)
+    dent = ball(31, 31, 4, 24)
+    hu = np.where(body, 30.0, -1000.0)
+    hu[(air & ~dent) | airway] = -850
+    hu[dent & body] = heart
+    return hu, air & ~dent, dent & body
+
+
+def test_two_lungs_that_an_airway_joins_are_outlined_one_by_one() -> None:
+    hu, lungs, _ = two_lungs()
+    found = lung.search(ct(hu), SPACING, "ct", lungs)
+    assert found is not None
+    assert not found.region[31:33].any()  # what lies between them
+
+
+def test_what_dents_a_lung_widely_is_no_answer_and_a_nodule_is() -> None:
+    hu, lungs, heart = two_lungs()
+    mass, beat = ball(14, 32, 46, 5), ball(23, 31, 8, 5)
+    hu[mass & lungs] = 30
+    found = lung.search(ct(hu), SPACING, "ct", lungs)
+    assert found is not None
+    sure_of_both = np.where(beat, 0.95, np.where(mass, 0.8, 0.02)).astype(np.float32)
+    assert found.region[beat & heart].any()
+    for p in (found.of(sure_of_both), found.beside(sure_of_both)):
+        assert not (p[heart] > 0.5).any()
+        assert dice(p > 0.5, mass) > 0.8
+
+
+def test_blood_with_contrast_is_no_lung_tumour() -> None:
+    hu, lungs, mass = chest()
+    hu[mass] = 250
+    found = lung.search(ct(hu), SPACING, "ct", lungs)
+    assert found is not None
+    assert found.region[ball(43, 32, 32, 4) & mass].mean() < 0.1
+
+
+def test_beside_a_head_that_knows_lung_tumours_only_nodules_count() -> None:
+    hu, lungs, mass = chest()
+    nodule = ball(26, 27, 36, 3)
+    hu[nodule] = 30
+    found = lung.search(ct(hu), SPACING, "ct", lungs)
+    assert found is not None
+    attended = np.where(mass, 0.9, 0.05).astype(np.float32)
+    p = found.beside(attended)
+    assert dice(p > 0.5, nodule | mass) > 0.85
+    np.testing.assert_allclose(p[~(p > 0.5)], 0.05, atol=1e-3)
+
+
+def test_in_mr_nothing_is_said_beside_a_head_that_knows_lung_tumours() -> None:
+    _, lungs, _ = chest()
+    found = lung.search(np.full(lungs.shape, 0.1, np.float32), SPACING, "mr", lungs)
+    assert found is not None
+    attended = np.full(lungs.shape, 0.3, np.float32)
+    np.testing.assert_array_equal(found.beside(attended), attended)
+
+
 def test_in_mr_the_lung_is_what_the_locator_says_with_what_it_surrounds() -> None:
     _, lungs, mass = chest()
     found = lung.search(np.full(lungs.shape, 0.1, np.float32), SPACING, "mr", lungs)

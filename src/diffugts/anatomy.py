@@ -32,8 +32,6 @@ CLASSES = (
 """What is told apart; the number of a class is its place here plus one."""
 FOUND_WELL = {"lung": lung.search, "liver": liver.search}
 """Organs that are found well enough to look nowhere else."""
-WITH_CANDIDATES = ("liver",)
-"""Organs in which the scan itself tells candidates that help a head that saw their tumours, too."""
 WIDTHS = (16, 32, 64, 96)
 NARROW = (0.42, 0.62)  # of 0..1: -160 to 240 HU
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffugts.anatomy import WITH_CANDIDATES, Organs, load_locator, locator_file
+from diffugts.anatomy import FOUND_WELL, Organs, load_locator, locator_file
 from diffugts.aova import Attention, AttentionHead, attend, mean_of_looks
 from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import Encoding
@@ -168,16 +168,20 @@ class Case:
         return inside
 
     def _agreed(self, prompt: Prompt, own: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """What the scan's own candidates make of attention ``own`` where attention agrees, else that itself."""
+        """Attention ``own`` of an organ whose tumours the head saw, with what the scan says of them.
+
+        The scan's own candidates count where attention agrees with them.
+        """
         heard = self.segmenter.settings.heard
-        if heard is None or prompt.anatomy not in WITH_CANDIDATES or self.segmenter.asked(prompt) is not prompt:
+        if heard is None or prompt.anatomy not in FOUND_WELL or self.segmenter.asked(prompt) is not prompt:
             return own
         search = self.organs.search(prompt.anatomy)
-        if search is None or search.parts is None:
+        if search is None:
             return own
-        found = search.of(own)
+        found = search.beside(own)
         answer = found > 0.5
-        return found if answer.any() and log_odds(own)[answer].mean() >= heard else own
+        agreed = search.parts is None or (answer.any() and log_odds(own)[answer].mean() >= heard)
+        return found if agreed else own
 
     def suspicious(self, prompt: Prompt, attended: npt.NDArray[np.float32], score: float) -> npt.NDArray[np.bool_]:
         """Where attention points, (D, H, W) on the model grid; nowhere for a negated prompt.

@@ -25,6 +25,7 @@ RIM_VOX = 4.0  # what is highest is grown by so much: smoothing and depth eat it
 SOFT_VOX = 1.0  # from its surface on, P changes by a logit in so much
 AS_LIKELY = 0.7  # of the likeliest part: parts that are so likely count as well
 RUNS_ON = 5.0  # a part that runs on beyond the region counts less by exp(−RUNS_ON × share of its surface there)
+NEAR = 0.2  # of a part: the least that lies in the organ itself
 FREE = 0.1  # of its surface: a part that runs on by less counts though it is not the main one
 
 
@@ -42,6 +43,7 @@ class Search:
         trust: what the scan says for each part, beside attention; only how parts compare counts.
         beyond: (D, H, W) what looks like a tumour outside the region. Of the parts of an answer that run on into it
             only the main one counts: what the region cuts off from an organ's neighbours is none.
+        near: (D, H, W) where the organ itself is. Parts of an answer that hardly lie there do not count.
     """
 
     region: Mask
@@ -50,6 +52,19 @@ class Search:
     parts: Labels | None = None
     trust: tuple[float, ...] = ()
     beyond: Mask | None = None
+    near: Mask | None = None
+
+    def beside(self, attended: Map) -> Map:
+        """P_abn (D, H, W) of a head that knows such tumours: with what the scan itself says, restricted to no region.
+
+        The scan's own candidates stand for themselves, see ``of``.
+        """
+        if self.odds is None or self.relative:
+            return attended
+        if self.parts is not None:
+            return self.of(attended)
+        found = _sigmoid(log_odds(attended) + self.odds)
+        return found if self.near is None else _without_far(found, self.near)
 
     def of(self, attended: Map) -> Map:
         """P_abn (D, H, W) with the odds in the region; 0 outside, or below 0.5 if ``relative``."""
@@ -61,7 +76,9 @@ class Search:
         if self.relative:
             seen = standardised(logits, self.region)
             return _by_distance(_agreed([self._lump(weight * seen + self.odds) for weight in ATTENTION]))
-        found = np.where(self.region, 1 / (1 + np.exp(-(logits + self.odds))), 0).astype(np.float32)
+        found = np.where(self.region, _sigmoid(logits + self.odds), 0).astype(np.float32)
+        if self.near is not None:
+            found = _without_far(found, self.near)
         return found if self.beyond is None else _without_cuttings(found, self.beyond)
 
     def _meant(self, attended: Map, parts: Labels, inside: Map) -> Map:
@@ -133,6 +150,21 @@ def _without_cuttings(p: Map, beyond: Mask) -> Map:
     dropped = np.zeros(count + 1, np.bool_)
     dropped[1:] = (cut >= FREE) & (worth < worth.max(initial=0))
     return np.where(dropped[labels], 0, p).astype(np.float32)
+
+
+def _without_far(p: Map, near: Mask) -> Map:
+    """P (D, H, W), 0 in the parts of what is likeliest of which hardly anything lies in ``near``."""
+    while p.max(initial=0) > 0.5:
+        labels, count = ndimage.label(p > AS_LIKELY * p.max())
+        far = np.append(False, ndimage.mean(near, labels, np.arange(1, count + 1)) < NEAR)
+        if not far.any():
+            break
+        p = np.where(far[labels], 0, p).astype(np.float32)  # what is likeliest now may be elsewhere
+    return p
+
+
+def _sigmoid(logits: Map) -> Map:
+    return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
 
 
 def log_odds(p: Map) -> Map:

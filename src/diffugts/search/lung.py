@@ -1,12 +1,15 @@
 """Where in the lungs a tumour lies: in what is dense, inside their outlines, and surely where it is a nodule.
 
 In CT the air in a lung tells where it is, wherever the locator saw lung; a tumour may fill much of it, or lie against
-its wall, so the outlines are convex. What is dense, round and has air on all sides is a nodule, which attention on
-voxels of 4 mm often misses where it is small. The outlines also cut slivers off the heart and the great vessels, which
-are told from a tumour against the wall by how much of their surface lies at that cut. Ours; nothing is trained.
+its wall, so the outlines are convex, each lung's own. What is dense, round and has air on all sides is a nodule, which
+attention on voxels of 4 mm often misses where it is small. The outlines also hold much of the heart, the diaphragm and
+the great vessels: dents in a lung that are wider than a tumour makes, brighter where there is contrast in their blood,
+or cut off at the outline, by which slivers of them are told from a tumour against the wall. Ours; nothing is trained.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +25,16 @@ AIR_HU = -400.0
 SAID = 0.3  # of a part of air that the locator must take for lung: outside air is none
 GRAIN_VOX = 0.5  # more smoothing takes small nodules for air
 DENSE_HU = -600.0
+BLOOD_HU = 150.0  # smoothed by a voxel: what is brighter is blood with contrast, or bone
 AERATED_HU = -500.0
 THIN_MM = 2.5  # half the width of what is no vessel
-LEAST_NODULE_ML = 0.25
+LEAST_NODULE_ML = 0.5  # a centimetre wide: on voxels of 2 mm, smaller ones cannot be told from where vessels cross
 ROUND = 0.4  # of a ball around a nodule that it fills
 AERATED = 0.9  # of what is around it that is air
 NODULE = 5.0  # nats
+WAIST = 0.25  # of the air in the planes to its left and right: what lies between two lungs holds no more
+WAIST_VOX = 1.5  # planes of air are smoothed by; of every second voxel
+DENT_MM = 30.0  # radius of the widest dent in a lung that a tumour makes by itself
 STEP = 2  # voxels: outlines are drawn on every second one
 
 
@@ -43,16 +50,18 @@ def search(image: Map, spacing: Spacing, modality: str, said: Mask) -> Search | 
     if hu is not None:
         air = ndimage.gaussian_filter(hu, [SMOOTH_MM / mm for mm in spacing]) < AIR_HU
         parts = [part for part in parts_of(air, spacing, LEAST_ML) if said[part].mean() > SAID] or parts
-        tissue = ndimage.gaussian_filter(hu, GRAIN_VOX) > DENSE_HU
+        tissue = (ndimage.gaussian_filter(hu, GRAIN_VOX) > DENSE_HU) & (ndimage.gaussian_filter(hu, 1) < BLOOD_HU)
     if not parts:
         return None
-    outlines = np.any([_outlined(part) for part in parts], axis=0)
+    lungs = [lung for part in parts for lung in _lungs(part[::STEP, ::STEP, ::STEP])]
+    outlines = _finer(np.any([_outlined(lung) for lung in lungs], axis=0), image.shape)
     region = tissue & ndimage.binary_erosion(outlines, border_value=1)  # the wall is no lung
     if not region.any():
         return None
     if hu is None:
         return Search(region)
-    return Search(region, NODULE * nodules(region, hu, spacing), beyond=tissue & ~region)
+    near = _finer(np.any([_closed(lung, [STEP * mm for mm in spacing]) for lung in lungs], axis=0), image.shape)
+    return Search(region, NODULE * nodules(region, hu, spacing), beyond=tissue & ~region, near=near)
 
 
 def nodules(dense: Mask, hu: Map, spacing: Spacing) -> Map:
@@ -73,12 +82,37 @@ def _filled(part: Mask) -> float:
     return float(part.sum() / (4 / 3 * np.pi * (5 * longest) ** 1.5))
 
 
-def _outlined(part: Mask) -> Mask:
-    """What is inside a part's convex outline in two of the three planes at least."""
-    small = part[::STEP, ::STEP, ::STEP]
-    inside = sum(_convex(small, axis) for axis in range(3)) >= 2
-    finer = np.kron(inside, np.ones((STEP,) * 3, np.bool_))
-    return np.asarray(finer[tuple(slice(side) for side in part.shape)])
+def _lungs(part: Mask) -> list[Mask]:
+    """A part of air, or where airways join two lungs each of them: the outline of both would hold the heart.
+
+    They are two where a plane from front to back holds little air, and those to its left and right hold much.
+    """
+    air = ndimage.gaussian_filter1d(part.sum((1, 2)).astype(np.float64), WAIST_VOX)
+    left, right = np.maximum.accumulate(air), np.maximum.accumulate(air[::-1])[::-1]
+    depth = np.minimum(left, right) - air
+    waist = int(depth.argmax())
+    if air[waist] > WAIST * min(left[waist], right[waist]):
+        return [part]
+    one, other = part.copy(), part.copy()
+    one[waist:], other[:waist] = False, False
+    return [one, other]
+
+
+def _closed(lung: Mask, spacing: Sequence[float]) -> Mask:
+    """What no ball of ``DENT_MM`` outside of a lung reaches: wider dents are heart and diaphragm."""
+    wide = ndimage.distance_transform_edt(~lung, spacing) <= DENT_MM
+    return np.asarray(wide if wide.all() else ndimage.distance_transform_edt(wide, spacing) > DENT_MM)
+
+
+def _outlined(lung: Mask) -> Mask:
+    """What is inside a lung's convex outline in two of the three planes at least."""
+    return np.asarray(sum(_convex(lung, axis) for axis in range(3)) >= 2)
+
+
+def _finer(mask: Mask, shape: tuple[int, ...]) -> Mask:
+    """A mask of every ``STEP``-th voxel on all of them."""
+    finer = np.kron(mask, np.ones((STEP,) * 3, np.bool_))
+    return np.asarray(finer[tuple(slice(side) for side in shape)])
 
 
 def _convex(part: Mask, axis: int) -> npt.NDArray[np.uint8]:

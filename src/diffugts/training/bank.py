@@ -228,3 +228,19 @@ def scanned(patch: Patch, rng: np.random.Generator) -> Patch:
     if rng.random() < 0.8:
         image = image + rng.normal(0, rng.uniform(0.002, 0.02), image.shape)
     return replace(patch, image=np.clip(image, 0, 1).astype(np.float32))
+
+
+def thick_sliced(patch: Patch, rng: np.random.Generator) -> Patch:
+    """Half of the patches as slices of up to three voxels, in any plane, show them once they are resampled."""
+    if rng.random() < 0.5:
+        return patch
+    axis, side = int(rng.integers(3)), len(patch.image)
+    slices = F.adaptive_avg_pool1d(_lines(patch.image, axis), round(side / rng.uniform(1.2, 3.0)))
+    lines = F.interpolate(slices, size=side, mode="linear")
+    image = lines[0].unflatten(0, (side, side)).movedim(-1, axis).contiguous().numpy()
+    return replace(patch, image=image)
+
+
+def _lines(image: npt.NDArray[np.float32], axis: int) -> torch.Tensor:
+    """The lines of an image (S, S, S) along one axis, (1, S · S, S)."""
+    return torch.from_numpy(np.ascontiguousarray(image)).movedim(axis, -1).flatten(0, 1)[None]
