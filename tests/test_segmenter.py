@@ -149,22 +149,25 @@ def test_the_scans_own_candidates_help_a_head_that_saw_the_organ_where_it_agrees
     parts[4:10, 4:10, 4:10] = 1
     search = Search(parts > 0, np.ones(parts.shape, np.float32), parts=parts, trust=(1.0,))
     monkeypatch.setattr(Organs, "search", lambda self, organ: search)
-    prompts = parse_all(["liver tumor", "lung tumor"])
+    prompts = parse_all(["liver tumor", "kidney tumor"])
     attention = case.attention(prompts)
 
     def attended(heard: float | None, index: int = 0) -> np.ndarray:
         settings = replace(EAGER, heard=heard)
-        knows = replace(case, segmenter=replace(case.segmenter, settings=settings, seen=frozenset({"lung", "liver"})))
+        knows = replace(case, segmenter=replace(case.segmenter, settings=settings, seen=frozenset({"kidney", "liver"})))
         return knows.attended(attention, prompts[index], index)[knows.placement.scanned]
 
-    own, lung = attended(None), attended(None, 1)
+    own, kidney = attended(None), attended(None, 1)
     found = attended(-100.0) > 0.5
     assert not (found & (parts == 0)).any()
     assert found.sum() == 6**3 - 8  # a part is rounded: its corners go
     np.testing.assert_array_equal(attended(100.0), own)
-    np.testing.assert_array_equal(attended(-100.0, 1), lung)
-    search = Search(parts > 0)  # no candidates of its own
+    np.testing.assert_array_equal(attended(-100.0, 1), kidney)  # no organ that is found well
+    search = Search(parts > 0)  # nothing that the scan says
     np.testing.assert_array_equal(attended(-100.0), own)
+    search = Search(parts > 0, np.where(parts > 0, 5.0, 0.0).astype(np.float32))  # something, but no candidates
+    assert (attended(100.0)[parts > 0] > own[parts > 0]).all()
+    np.testing.assert_allclose(attended(100.0)[parts == 0], own[parts == 0], atol=1e-4)
 
 
 def test_second_prompt_does_not_encode_again(

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
+from diffugts.synth.acquire import thick_slices
 from diffugts.synth.field import noise
 
 UNKNOWN, KNOWN, TUMOUR = 0, 1, 2
@@ -234,13 +235,6 @@ def thick_sliced(patch: Patch, rng: np.random.Generator) -> Patch:
     """Half of the patches as slices of up to three voxels, in any plane, show them once they are resampled."""
     if rng.random() < 0.5:
         return patch
-    axis, side = int(rng.integers(3)), len(patch.image)
-    slices = F.adaptive_avg_pool1d(_lines(patch.image, axis), round(side / rng.uniform(1.2, 3.0)))
-    lines = F.interpolate(slices, size=side, mode="linear")
-    image = lines[0].unflatten(0, (side, side)).movedim(-1, axis).contiguous().numpy()
+    voxels = np.arange(len(patch.image), dtype=np.float64)
+    image = thick_slices(patch.image, (voxels,) * 3, int(rng.integers(3)), rng.uniform(1.2, 3.0))
     return replace(patch, image=image)
-
-
-def _lines(image: npt.NDArray[np.float32], axis: int) -> torch.Tensor:
-    """The lines of an image (S, S, S) along one axis, (1, S · S, S)."""
-    return torch.from_numpy(np.ascontiguousarray(image)).movedim(axis, -1).flatten(0, 1)[None]
