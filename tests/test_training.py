@@ -17,7 +17,19 @@ from diffugts.backbone.weights import AUTOENCODER, MODELS, load_tensors
 from diffugts.cli import main
 from diffugts.errors import InputError
 from diffugts.text import CachedEncoder
-from diffugts.training.bank import INDEX, KNOWN, TUMOUR, UNKNOWN, Bank, Item, Patch, augment, scanned, thick_sliced, write_item
+from diffugts.training.bank import (
+    INDEX,
+    KNOWN,
+    TUMOUR,
+    UNKNOWN,
+    Bank,
+    Item,
+    Patch,
+    augment,
+    scanned,
+    thick_sliced,
+    write_item,
+)
 from diffugts.training.fit import (
     UNTRUSTED,
     admitted,
