@@ -44,8 +44,9 @@ def measure(segmenter, scan: Path, modality: str) -> tuple[float, float, float]:
     """(mean absolute error, PSNR in dB, checkerboard ratio) of one scan."""
     case = segmenter.encode(scan, modality=modality)
     config = segmenter.backbone.config
-    image = case.intensity.forward(case.placement.forward(case.volume.array))
-    error = segmenter.backbone.decode_windows(case.encoding.latent)[0, 0].numpy() - image
+    scanned = case.placement.scanned  # what pads it up to the stride is no scan
+    image = case.intensity.forward(case.placement.forward(case.volume.array))[scanned]
+    error = segmenter.backbone.decode_windows(case.encoding.latent)[0, 0].numpy()[scanned] - image
     board = checkerboard(torch.from_numpy(error)[None, None], config.stride).mean()
     inside = image > 0.25 if modality == "ct" else image > 0
     unit = 2000.0 if modality == "ct" else 1.0

@@ -17,19 +17,7 @@ from diffugts.backbone.weights import AUTOENCODER, MODELS, load_tensors
 from diffugts.cli import main
 from diffugts.errors import InputError
 from diffugts.text import CachedEncoder
-from diffugts.training.bank import (
-    INDEX,
-    KNOWN,
-    TUMOUR,
-    UNKNOWN,
-    Bank,
-    Item,
-    Patch,
-    augment,
-    scanned,
-    thick_sliced,
-    write_item,
-)
+from diffugts.training.bank import INDEX, KNOWN, TUMOUR, UNKNOWN, Bank, Item, Patch, augment, scanned, write_item
 from diffugts.training.fit import (
     UNTRUSTED,
     admitted,
@@ -100,17 +88,6 @@ def test_a_scanner_blurs_and_adds_noise_to_all_of_a_patch() -> None:
     assert max(steps) > 0.49
     assert min(noise) < 1e-3 < 0.012 < max(noise)
     assert all(out.image.min() >= 0 and out.image.max() <= 1 and out.flags is patch.flags for out in seen)
-
-
-def test_half_of_the_patches_show_thick_slices_along_one_axis() -> None:
-    image = np.random.default_rng(0).random((32, 32, 32), dtype=np.float32)
-    patch = Patch(image, np.ones(image.shape, np.uint8), Item("scan_a", "ct", "torso", "test", (2.0,) * 3))
-    found = [thick_sliced(patch, np.random.default_rng(seed)).image for seed in range(24)]
-    smooth = np.array([[np.abs(np.diff(one, axis=axis)).mean() for axis in range(3)] for one in found])
-    thick = [one is not image for one in found]
-    assert 6 < sum(thick) < 18
-    assert (np.sort(smooth[thick], 1)[:, 0] < 0.8 * np.sort(smooth[thick], 1)[:, 1]).all()
-    assert set(smooth[thick].argmin(1)) == {0, 1, 2}
 
 
 def test_a_wide_crop_shows_more_on_larger_voxels(bank_folder: Path) -> None:

@@ -62,6 +62,13 @@ def millilitres(mask: Mask, spacing: Spacing) -> float:
     return float(mask.sum() * np.prod(spacing)) / 1000
 
 
+def roundness(part: Mask) -> float:
+    """The share that a part fills of a ball with its longest axis, in voxels: 1 for a ball."""
+    places = np.argwhere(part)
+    longest = np.linalg.eigvalsh(np.cov(places.T))[-1] if len(places) > 1 else 0.0
+    return float(min(1.0, len(places) / max(4 / 3 * np.pi * (5 * longest) ** 1.5, 1.0)))
+
+
 def surface_of(mask: Mask, ends: bool = False) -> Mask:
     """The voxels of a mask that touch what is not in it; with ``ends`` also those at the scan's end."""
     return np.asarray(mask & ~ndimage.binary_erosion(mask, border_value=int(not ends)))

@@ -82,9 +82,9 @@ class Search:
         return found if self.beyond is None else _without_cuttings(found, self.beyond)
 
     def _meant(self, attended: Map, parts: Labels, inside: Map) -> Map:
-        """0.5 at the surface of the parts where trust times the root of mean attention is highest, rounded; else 0."""
+        """0.5 at the surface of the parts where mean attention times trust is highest, rounded; 0 outside of them."""
         worth = np.array([0.0, *self.trust])
-        worth[1:] *= np.sqrt(ndimage.mean(attended, parts, np.arange(1, len(worth))))
+        worth[1:] *= ndimage.mean(attended, parts, np.arange(1, len(worth)))
         meant = np.zeros(parts.shape, np.bool_)
         for number in np.flatnonzero((worth > 0) & (worth >= AS_LIKELY * worth.max())):
             meant |= rounded(parts == number, LUMP_OF_PARTS)

@@ -24,6 +24,7 @@ from diffugts.shapes import (
     each_part,
     millilitres,
     parts_of,
+    roundness,
     shell_of,
     thick_parts,
 )
@@ -135,18 +136,16 @@ def _tissue(smooth: Map, even: Mask, spacing: Spacing, said: Mask | None) -> Mas
 def _parts(other: Mask, thin: float, own: Mask, hu: Map, spacing: Spacing) -> tuple[Labels, tuple[float, ...]]:
     """Parts of what has another tone that are thick enough, and what speaks for each.
 
-    That is half its width times the square of how much of what surrounds it is liver, times the root of how much of it
-    one ball fills: tumours are rounder than vessels and what is around them, and have liver on all sides.
+    That is half its width times the square of how much of what surrounds it is liver, times the root of its
+    roundness: tumours are rounder than vessels and than fat at the hilum, and have liver on all sides.
     """
     grown, depth = thick_parts(other, thin, spacing)
     parts, trust = np.zeros(other.shape, np.int32), []
     for box, part in each_part(grown, spacing):
-        size = millilitres(part, spacing)
-        if size < LEAST_PART_ML or np.median(hu[box][part]) < FLUID_HU:
+        if millilitres(part, spacing) < LEAST_PART_ML or np.median(hu[box][part]) < FLUID_HU:
             continue
-        width, around = float(depth[box][part].max()), float(own[box][shell_of(part, spacing)].mean())
-        ball = 4 / 3 * math.pi * width**3 / 1000
-        trust.append(width * around**2 * math.sqrt(ball / size))
+        around = float(own[box][shell_of(part, spacing)].mean())
+        trust.append(float(depth[box][part].max()) * around**2 * math.sqrt(roundness(part)))
         parts[box][part] = len(trust)
     return parts, tuple(trust)
 

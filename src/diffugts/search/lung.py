@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from diffugts.intensity import IntensityMap
 from diffugts.search.base import Search
-from diffugts.shapes import Map, Mask, Spacing, each_part, millilitres, parts_of, shell_of, thick_parts
+from diffugts.shapes import Map, Mask, Spacing, each_part, millilitres, parts_of, roundness, shell_of, thick_parts
 
 LEAST_ML = 40.0
 SMOOTH_MM = 2.0
@@ -69,17 +69,11 @@ def nodules(dense: Mask, hu: Map, spacing: Spacing) -> Map:
     parts, _ = thick_parts(dense, THIN_MM, spacing)
     found = np.zeros(dense.shape, np.float32)
     for box, part in each_part(parts, spacing):
-        if millilitres(part, spacing) < LEAST_NODULE_ML or _filled(part) < ROUND:
+        if millilitres(part, spacing) < LEAST_NODULE_ML or roundness(part) < ROUND:
             continue
         if (hu[box][shell_of(part, spacing)] < AERATED_HU).mean() >= AERATED:
             found[box][part] = 1
     return found
-
-
-def _filled(part: Mask) -> float:
-    """The share that a part fills of a ball with its longest axis: 1 for a ball."""
-    longest = np.linalg.eigvalsh(np.cov(np.argwhere(part).T))[-1]
-    return float(part.sum() / (4 / 3 * np.pi * (5 * longest) ** 1.5))
 
 
 def _lungs(part: Mask) -> list[Mask]:

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from diffugts.synth.acquire import thick_slices
 from diffugts.synth.field import noise
 
 UNKNOWN, KNOWN, TUMOUR = 0, 1, 2
@@ -229,12 +228,3 @@ def scanned(patch: Patch, rng: np.random.Generator) -> Patch:
     if rng.random() < 0.8:
         image = image + rng.normal(0, rng.uniform(0.002, 0.02), image.shape)
     return replace(patch, image=np.clip(image, 0, 1).astype(np.float32))
-
-
-def thick_sliced(patch: Patch, rng: np.random.Generator) -> Patch:
-    """Half of the patches as slices of up to three voxels, in any plane, show them once they are resampled."""
-    if rng.random() < 0.5:
-        return patch
-    voxels = np.arange(len(patch.image), dtype=np.float64)
-    image = thick_slices(patch.image, (voxels,) * 3, int(rng.integers(3)), rng.uniform(1.2, 3.0))
-    return replace(patch, image=image)

@@ -17,13 +17,13 @@ from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.config import ModelConfig
 from diffugts.backbone.latent_diffusion import LatentDiffusion
 from diffugts.backbone.networks import space_to_depth
-from diffugts.training.bank import KNOWN, Bank, Item, thick_sliced
+from diffugts.training.bank import KNOWN, Bank, Item
 from diffugts.training.features import conditions_of
 from diffugts.training.loop import ALONE, Batch, RunOptions, train
 from diffugts.training.workers import Workers
 
 LATENT_NOISE = 0.05  # the decoder is trained on latents blurred by this much, so that generated ones decode well
-CHECKERBOARD = 0.01  # weight of the error's power at the stride's period, log
+CHECKERBOARD = 0.003  # weight of the error's power at the stride's period, log
 NO_POWER = 1e-9
 WHOLE = 0.25  # share of the patches that a flow of clean surroundings paints as a whole
 HOLES, HOLE_RADIUS = 3, (1.2, 8.0)  # at most so many ellipsoids in the others; latent voxels
@@ -78,7 +78,7 @@ def train_autoencoder(
             "checkerboard": board.item(),
         }
 
-    train({"autoencoder": autoencoder}, loss_of, bank, options, out, workers=workers, alter=thick_sliced)
+    train({"autoencoder": autoencoder}, loss_of, bank, options, out, workers=workers)
     return with_scale_factor(model, bank, options) if start is None else model
 
 
