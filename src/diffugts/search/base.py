@@ -55,16 +55,18 @@ class Search:
     near: Mask | None = None
 
     def beside(self, attended: Map) -> Map:
-        """P_abn (D, H, W) of a head that knows such tumours: with what the scan itself says, restricted to no region.
+        """P_abn (D, H, W) of a head that knows such tumours: with what the scan itself says, within no region.
 
-        The scan's own candidates stand for themselves, see ``of``.
+        Only what cannot be a tumour is 0. The scan's own candidates stand for themselves, see ``of``.
         """
         if self.odds is None or self.relative:
             return attended
         if self.parts is not None:
             return self.of(attended)
         found = _sigmoid(log_odds(attended) + self.odds)
-        return found if self.near is None else _without_far(found, self.near)
+        if self.near is not None:
+            found = _without_far(found, self.near)
+        return found if self.beyond is None else np.where(self.region | self.beyond, found, 0).astype(np.float32)
 
     def of(self, attended: Map) -> Map:
         """P_abn (D, H, W) with the odds in the region; 0 outside, or below 0.5 if ``relative``."""
