@@ -4,7 +4,8 @@
 
 CT: mean absolute error in HU inside the body (above −500 HU) and PSNR on a range of 2,000 HU, both on values cut to
 −1000..1000. MR: mean absolute error and PSNR on the model's 0..1 range, over nonzero voxels. Compared on the
-model's own grid. ``checkerboard`` is the error's power at the stride's period over that of its neighbours (1 = none).
+model's own grid. ``checkerboard`` is the error's power at the stride's period over that of its neighbours (1 = none),
+mean of three axes; ``wave`` how strong that makes it, the root mean square of what stands out, where it is strongest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffugts.training.pretrain import checkerboard
+from diffugts.training.pretrain import checkerboard, power_at_stride
 
 
 def main() -> None:
@@ -28,30 +29,37 @@ def main() -> None:
     from diffugts.segmenter import Segmenter
 
     segmenter = Segmenter.from_pretrained(args.model)
-    found: dict[str, list[tuple[float, float, float]]] = {}
+    found: dict[str, list[tuple[float, ...]]] = {}
     for case in json.loads(args.cases.read_text())["cases"]:
         if not any(case["id"].startswith(start) for start in args.only):
             continue
         scan = args.cases.parent / next(iter(case["images"].values()))
         figures = measure(segmenter, scan, case["modality"].lower())
         found.setdefault(f"{case['anatomy']} {case['modality']}", []).append(figures)
-        print(case["id"], "mae {:.4g}, psnr {:.2f} dB, checkerboard {:.2f}".format(*figures), flush=True)
+        print(case["id"], "mae {:.4g}, psnr {:.2f} dB, checkerboard {:.2f}, wave {:.2g}".format(*figures), flush=True)
     for category, rows in found.items():
-        print(category, len(rows), "mae {:.4g}, psnr {:.2f} dB, checkerboard {:.2f}".format(*np.mean(rows, axis=0)))
+        print(
+            category,
+            len(rows),
+            "mae {:.4g}, psnr {:.2f} dB, checkerboard {:.2f}, wave {:.2g}".format(*np.mean(rows, axis=0)),
+        )
 
 
-def measure(segmenter, scan: Path, modality: str) -> tuple[float, float, float]:  # type: ignore[no-untyped-def]
-    """(mean absolute error, PSNR in dB, checkerboard ratio) of one scan."""
+def measure(segmenter, scan: Path, modality: str) -> tuple[float, ...]:  # type: ignore[no-untyped-def]
+    """(mean absolute error, PSNR in dB, checkerboard ratio, its wave) of one scan."""
     case = segmenter.encode(scan, modality=modality)
     config = segmenter.backbone.config
     scanned = case.placement.scanned  # what pads it up to the stride is no scan
     image = case.intensity.forward(case.placement.forward(case.volume.array))[scanned]
     error = segmenter.backbone.decode_windows(case.encoding.latent)[0, 0].numpy()[scanned] - image
-    board = checkerboard(torch.from_numpy(error)[None, None], config.stride).mean()
+    whole = torch.from_numpy(error)[None, None]
+    board = checkerboard(whole, config.stride).mean()
+    at, beside = power_at_stride(whole, config.stride)
+    wave = (at - beside).clamp_min(0).sqrt().max()
     inside = image > 0.25 if modality == "ct" else image > 0
     unit = 2000.0 if modality == "ct" else 1.0
     psnr = -10 * np.log10(np.mean(error[inside] ** 2))
-    return float(np.abs(error[inside]).mean() * unit), float(psnr), float(board)
+    return float(np.abs(error[inside]).mean() * unit), float(psnr), float(board), float(wave * unit)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from diffugts.training.workers import Workers
 
 LATENT_NOISE = 0.05  # the decoder is trained on latents blurred by this much, so that generated ones decode well
 CHECKERBOARD = 0.003  # weight of the error's power at the stride's period, log
-NO_POWER = 1e-9
+NO_POWER = 1e-12
 WHOLE = 0.25  # share of the patches that a flow of clean surroundings paints as a whole
 HOLES, HOLE_RADIUS = 3, (1.2, 8.0)  # at most so many ellipsoids in the others; latent voxels
 HOLE_TIME = (1.0, 1.3)  # mean and deviation of their times' logit: the first step decides where what lies
@@ -96,15 +96,22 @@ def with_scale_factor(model: LatentDiffusion, bank: Bank, options: RunOptions) -
 
 def checkerboard(error: Tensor, stride: int) -> Tensor:
     """Power of an error (N, 1, D, H, W) at the stride's period over its neighbours', by axis: (N, 3); 1 = none."""
-    found = []
+    at, beside = power_at_stride(error, stride)
+    return (at + NO_POWER) / (beside + NO_POWER)
+
+
+def power_at_stride(error: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Mean square of the wave at the stride's period in an error (N, 1, D, H, W), and of those beside it: (N, 3)."""
+    found, around = [], []
     for axis in (2, 3, 4):
         side = error.shape[axis] // stride * stride
-        power = torch.fft.rfft(error.narrow(axis, 0, side), dim=axis).abs().pow(2)
-        line = power.mean([a for a in (1, 2, 3, 4) if a != axis]) + NO_POWER
+        power = 2 * torch.fft.rfft(error.narrow(axis, 0, side), dim=axis).abs().pow(2) / side**2
+        line = power.mean([a for a in (1, 2, 3, 4) if a != axis])
         at = side // stride
         beside = [line[:, at + step] for step in (-2, -1, 1, 2) if 0 < at + step < line.shape[1]]
-        found.append(line[:, at] / torch.stack(beside).mean(0))
-    return torch.stack(found, 1)
+        found.append(line[:, at])
+        around.append(torch.stack(beside).mean(0))
+    return torch.stack(found, 1), torch.stack(around, 1)
 
 
 def train_flow(
