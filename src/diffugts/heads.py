@@ -36,7 +36,7 @@ class Settings:
         firm: where the prompt names no organ, so that nothing but attention says that something is there, a candidate
             counts only where its mean log-odds reach this; 0 does not ask.
         heard: of an organ whose tumours the head saw, the scan's own candidates count where the mean log-odds of
-            attention in what they give reach this; None: never.
+            attention in what they give reach this; None: never, nor what else the scan says (``Search.beside``).
         score_threshold: image-level score below which there is no candidate at all.
         margin_mm: how far the candidate is grown before it is repainted.
         min_candidate_ml: connected candidates smaller than this are dropped.
