@@ -78,14 +78,9 @@ def planted(
         if organ not in item.lesions or truth.sum() * SPACING_MM**3 / 1000 < LEAST_ML:
             continue
         done[scan] += 1
-        where, margin = np.argwhere(truth), int(MARGIN_MM / SPACING_MM)
-        box = (
-            (slice(None),) * 3
-            if whole
-            else tuple(
-                slice(max(0, low - margin), high + margin + 1)
-                for low, high in zip(where.min(0), where.max(0), strict=True)
-            )
+        where, margin = np.argwhere(truth), max(image.shape) if whole else int(MARGIN_MM / SPACING_MM)
+        box = tuple(
+            slice(max(0, low - margin), high + margin + 1) for low, high in zip(where.min(0), where.max(0), strict=True)
         )
         array = image[box].astype(np.float32) * 2000 - 1000
         yield job.name, Volume(array, np.diag([SPACING_MM] * 3 + [1.0]), "HU"), truth[box]

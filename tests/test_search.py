@@ -96,7 +96,7 @@ def test_a_nodule_with_air_on_all_sides_is_sure_and_neither_vessels_nor_walls_ar
     assert (p[mass & found.region] < 0.1).mean() > 0.95
 
 
-def two_lungs(heart: float = 40.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def two_lungs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """HU of a body with two lungs that an airway joins and a wide heart that dents one; lungs, heart."""
     i, j, k = np.indices((64,) * 3)
     body = (np.abs(i - 31.5) < 31) & (np.abs(j - 31.5) < 30)
@@ -105,7 +105,7 @@ def two_lungs(heart: float = 40.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     dent = ball(31, 31, 4, 24)
     hu = np.where(body, 30.0, -1000.0)
     hu[(air & ~dent) | airway] = -850
-    hu[dent & body] = heart
+    hu[dent & body] = 40
     return hu, air & ~dent, dent & body
 
 
@@ -137,7 +137,7 @@ def test_blood_with_contrast_is_no_lung_tumour() -> None:
     assert found.region[ball(43, 32, 32, 4) & mass].mean() < 0.1
 
 
-def test_beside_a_head_that_knows_lung_tumours_only_nodules_count() -> None:
+def test_a_head_that_knows_lung_tumours_is_told_of_nodules_and_of_air() -> None:
     hu, lungs, mass = chest()
     nodule = ball(26, 27, 36, 3)
     hu[nodule] = 30

@@ -158,8 +158,8 @@ class Case:
         """P_abn of one prompt on the model grid, (D, H, W).
 
         0 in the padding, of which training says nothing, and outside an organ whose tumours the head never saw: to
-        the head its name means nothing, so the locator tells where to look. Of an organ whose tumours it saw, the
-        scan's own candidates where it agrees.
+        the head its name means nothing, so the locator tells where to look. Of an organ whose tumours it saw, with
+        what the scan says of them.
         """
         whole = upsampled(attention.probability[index], self.placement.grid.shape)
         inside, own = np.zeros_like(whole), whole[self.placement.scanned]

@@ -1,4 +1,7 @@
-"""Where an organ's tumours are looked for by a head that never saw one: a home for each organ that the scan shows."""
+"""Where an organ's tumours are looked for by a head that never saw one, and what the scan tells one that did.
+
+A home for each organ that the scan shows.
+"""
 
 from diffugts.search.base import Search, log_odds, smoothed, standardised
 from diffugts.shapes import Map, Mask, Spacing
