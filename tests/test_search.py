@@ -9,6 +9,8 @@ from scipy import ndimage
 from diffugts.bench.metrics import dice
 from diffugts.search import Search, liver, lung, smoothed, soft_tissue, standardised
 from diffugts.search.base import FARTHEST
+from diffugts.search.lung import Lungs
+from diffugts.search.soft_tissue import Muscle
 from diffugts.shapes import convex, rounded
 
 SIDE = 48
@@ -241,7 +243,7 @@ def test_attention_outside_the_region_counts_for_nothing() -> None:
 
 def test_odds_add_to_logits() -> None:
     region = np.ones((4, 4, 4), bool)
-    found = Search(region, np.full((4, 4, 4), np.log(3), np.float32)).of(np.full((4, 4, 4), 0.5, np.float32))
+    found = Lungs(region, np.full((4, 4, 4), np.log(3), np.float32)).of(np.full((4, 4, 4), 0.5, np.float32))
     assert np.allclose(found, 0.75)
 
 
@@ -255,14 +257,27 @@ def test_what_the_region_cuts_off_from_its_neighbours_is_none_but_for_the_main_p
     attended = np.where(main | sliver | free, 0.9, 0.05).astype(np.float32)
     odds = np.zeros(region.shape, np.float32)
     beyond = ~region & (np.indices(region.shape)[0] < 34)
-    found = Search(region, odds, beyond=beyond).of(attended) > 0.5
+    found = Lungs(region, odds, beyond).of(attended) > 0.5
     assert found[main].all()
     assert found[free].all()
     assert not found[sliver].any()
-    every = Search(region, odds).of(attended) > 0.5
+    every = Lungs(region, odds).of(attended) > 0.5
     assert every[sliver].all()
     alone = np.where(sliver, 0.9, 0.05).astype(np.float32)
-    assert (Search(region, odds, beyond=beyond).of(alone) > 0.5)[sliver].all()  # nothing else is there
+    assert (Lungs(region, odds, beyond).of(alone) > 0.5)[sliver].all()  # nothing else is there
+
+
+def test_parts_of_lungs_that_are_nowhere_as_likely_as_the_likeliest_do_not_count() -> None:
+    region = np.ones((30, 30, 30), bool)
+    nodule, other, faint = (np.zeros_like(region) for _ in range(3))
+    nodule[4:8, 4:8, 4:8] = other[12:16, 12:16, 12:16] = faint[20:24, 20:24, 20:24] = True
+    attended = np.select([nodule, other, faint], [0.9, 0.88, 0.9], 0.01).astype(np.float32)
+    odds = np.where(nodule | other, 5, 0).astype(np.float32)
+    found = Lungs(region, odds).of(attended) > 0.5
+    assert found[nodule].all()
+    assert found[other].all()
+    assert not found[faint].any()
+    assert (Lungs(region, 0 * odds).of(attended) > 0.5)[nodule | other | faint].all()
 
 
 def test_the_main_part_of_what_is_highest_counts_alone() -> None:
@@ -270,7 +285,7 @@ def test_the_main_part_of_what_is_highest_counts_alone() -> None:
     attended = np.full(region.shape, 0.01, np.float32)
     attended[4:16, 4:16, 4:16] = 0.2  # a twentieth of the region
     attended[24:28, 24:28, 24:28] = 0.2
-    found = Search(region, np.zeros(region.shape, np.float32), relative=True).of(attended) > 0.5
+    found = Muscle(region, np.zeros(region.shape, np.float32)).of(attended) > 0.5
     assert found[8:12, 8:12, 8:12].all()
     assert not found[24:28, 24:28, 24:28].any()
     beyond = np.ones(region.shape, bool)
@@ -284,7 +299,7 @@ def test_what_runs_on_beyond_the_scan_counts_less() -> None:
     within[20:30, 28:38, 20:30] = True
     beyond[10:20, 8:20, :] = True
     odds = 2 * within.astype(np.float32) + 2 * beyond
-    found = Search(region, odds, relative=True).of(np.full(region.shape, 0.01, np.float32)) > 0.5
+    found = Muscle(region, odds).of(np.full(region.shape, 0.01, np.float32)) > 0.5
     assert found[within].mean() > 0.9
     assert not found[beyond].any()
 
@@ -321,9 +336,9 @@ def test_attention_need_not_be_sure_only_highest() -> None:
     odds = np.zeros(region.shape, np.float32)
     attended = np.random.default_rng(0).uniform(0.01, 0.02, region.shape).astype(np.float32)
     attended[4:16, 4:16, 4:16] = 0.04
-    faint = Search(region, odds, relative=True).of(attended) > 0.5
+    faint = Muscle(region, odds).of(attended) > 0.5
     surer = 1 / (1 + (1 - attended) / attended / 20)  # 3 nats more everywhere
-    sure = Search(region, odds, relative=True).of(surer) > 0.5
+    sure = Muscle(region, odds).of(surer) > 0.5
     assert dice(faint, sure) > 0.99
 
 

@@ -17,6 +17,9 @@ from diffugts.prompts import parse_all
 from diffugts.refine import Evidence, convincing, heal_candidate
 from diffugts.residual import Fusion
 from diffugts.search import Search
+from diffugts.search.liver import Liver
+from diffugts.search.lung import Lungs
+from diffugts.search.soft_tissue import Muscle
 from diffugts.segmenter import Segmenter
 from tiny import tiny_folder
 
@@ -136,7 +139,7 @@ def test_organ_that_the_head_never_saw_is_looked_for_where_it_lies(case: Case, m
     assert everywhere[~region].min() > 0
     assert set(asked) == {"liver"}
     assert "in the liver that was found in it." in knows.segment("liver tumor")["liver tumor"].warnings[0]
-    even = Search(region, np.zeros(region.shape, np.float32), relative=True)
+    even = Muscle(region, np.zeros(region.shape, np.float32))
     monkeypatch.setattr(Organs, "search", lambda self, organ: even)
     sarcoma = knows.segment("sarcoma of soft tissue")["sarcoma of soft tissue"]
     assert "in the soft tissue that was found in it, where it is deep and even." in sarcoma.warnings[0]
@@ -147,13 +150,13 @@ def test_the_scans_own_candidates_help_a_head_that_saw_the_organ_where_it_agrees
 ) -> None:
     parts = np.zeros(case.organs.image.shape, np.int32)
     parts[4:10, 4:10, 4:10] = 1
-    search = Search(parts > 0, np.ones(parts.shape, np.float32), parts=parts, trust=(1.0,))
+    search: Search = Liver(parts > 0, np.ones(parts.shape, np.float32), parts, (1.0,))
     monkeypatch.setattr(Organs, "search", lambda self, organ: search)
     prompts = parse_all(["liver tumor", "kidney tumor"])
     attention = case.attention(prompts)
 
     def attended(heard: float | None, index: int = 0) -> np.ndarray:
-        settings = replace(EAGER, heard=heard)
+        settings = replace(EAGER, heard={} if heard is None else {"liver": heard})
         knows = replace(case, segmenter=replace(case.segmenter, settings=settings, seen=frozenset({"kidney", "liver"})))
         return knows.attended(attention, prompts[index], index)[knows.placement.scanned]
 
@@ -162,10 +165,10 @@ def test_the_scans_own_candidates_help_a_head_that_saw_the_organ_where_it_agrees
     assert not (found & (parts == 0)).any()
     assert found.sum() == 6**3 - 8  # a part is rounded: its corners go
     np.testing.assert_array_equal(attended(100.0), own)
-    np.testing.assert_array_equal(attended(-100.0, 1), kidney)  # no organ that is found well
+    np.testing.assert_array_equal(attended(-100.0, 1), kidney)  # no organ that is heard
     search = Search(parts > 0)  # nothing that the scan says
     np.testing.assert_array_equal(attended(-100.0), own)
-    search = Search(parts > 0, np.where(parts > 0, 5.0, 0.0).astype(np.float32))  # something, but no candidates
+    search = Lungs(parts > 0, np.where(parts > 0, 5.0, 0.0).astype(np.float32))  # something, but no candidates
     assert (attended(100.0)[parts > 0] > own[parts > 0]).all()
     np.testing.assert_allclose(attended(100.0)[parts == 0], own[parts == 0], atol=1e-4)
 

@@ -20,7 +20,7 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from diffugts.backbone.weights import MODELS, load_strictly, load_tensors
-from diffugts.search import Map, Mask, Search, Spacing, liver, lung, soft_tissue
+from diffugts.search import Map, Mask, Search, Spacing, brain, liver, lung, soft_tissue
 
 LOCATOR = "locator.safetensors"
 SPACING_MM = 8.0
@@ -32,6 +32,8 @@ CLASSES = (
 """What is told apart; the number of a class is its place here plus one."""
 FOUND_WELL = {"lung": lung.search, "liver": liver.search}
 """Organs that are found well enough to look nowhere else."""
+OWN_TONE = {"brain": brain.search, "soft tissue": soft_tissue.search}
+"""What its tone tells better than the locator, which misses brains in FLAIR and takes limbs in MR for lungs."""
 WIDTHS = (16, 32, 64, 96)
 NARROW = (0.42, 0.62)  # of 0..1: -160 to 240 HU
 
@@ -123,8 +125,8 @@ class Organs:
         return self._searches[organ]
 
     def _search(self, organ: str) -> Search | None:
-        if organ == "soft tissue":  # its tone tells; the locator often takes limbs in MR for lungs
-            return soft_tissue.search(self.image, self.spacing, self.modality)
+        if organ in OWN_TONE:
+            return OWN_TONE[organ](self.image, self.spacing, self.modality)
         if organ not in FOUND_WELL:
             return None
         said = self._finer(self.classes == 1 + CLASSES.index(organ))

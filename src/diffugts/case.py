@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffugts.anatomy import FOUND_WELL, Organs, load_locator, locator_file
+from diffugts.anatomy import Organs, load_locator, locator_file
 from diffugts.aova import Attention, AttentionHead, attend, mean_of_looks
 from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import Encoding
@@ -172,15 +172,13 @@ class Case:
 
         The scan's own candidates count where attention agrees with them.
         """
-        heard = self.segmenter.settings.heard
-        if heard is None or prompt.anatomy not in FOUND_WELL or self.segmenter.asked(prompt) is not prompt:
-            return own
-        search = self.organs.search(prompt.anatomy)
-        if search is None:
+        heard = self.segmenter.settings.heard.get(prompt.anatomy or "")
+        search = None if heard is None else self.organs.search(prompt.anatomy)
+        if heard is None or search is None or self.segmenter.asked(prompt) is not prompt:
             return own
         found = search.beside(own)
         answer = found > 0.5
-        agreed = search.parts is None or (answer.any() and log_odds(own)[answer].mean() >= heard)
+        agreed = not search.replaces or (answer.any() and log_odds(own)[answer].mean() >= heard)
         return found if agreed else own
 
     def suspicious(self, prompt: Prompt, attended: npt.NDArray[np.float32], score: float) -> npt.NDArray[np.bool_]:
@@ -321,8 +319,7 @@ class Case:
         if asked is not prompt and not given:
             searched = "the whole scan; tumours of other organs count too"
             if search := self.search(prompt):
-                even = ", where it is deep and even" if search.relative else ""
-                searched = f"the {prompt.anatomy} that was found in it{even}"
+                searched = f"the {prompt.anatomy} that was found in it{search.hint}"
             return (
                 f"The model saw no tumour of the {prompt.anatomy} in training, so {prompt.text!r} was asked as "
                 f"{asked.text!r} in {searched}.",

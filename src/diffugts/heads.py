@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,8 +35,8 @@ class Settings:
             what a high one finds.
         firm: where the prompt names no organ, so that nothing but attention says that something is there, a candidate
             counts only where its mean log-odds reach this; 0 does not ask.
-        heard: of an organ whose tumours the head saw, the scan's own candidates count where the mean log-odds of
-            attention in what they give reach this; None: never, nor what else the scan says (``Search.beside``).
+        heard: by organ whose tumours the head saw and of which what the scan itself says counts (``Search.beside``):
+            what mean log-odds of attention it takes, where that stands in the place of attention's own answer.
         score_threshold: image-level score below which there is no candidate at all.
         margin_mm: how far the candidate is grown before it is repainted.
         min_candidate_ml: connected candidates smaller than this are dropped.
@@ -58,7 +58,7 @@ class Settings:
     relative: float = 0.0
     sure: float = 0.0
     firm: float = 0.0
-    heard: float | None = None
+    heard: Mapping[str, float] = field(default_factory=dict)
     score_threshold: float = 0.5
     margin_mm: float = 6.0
     min_candidate_ml: float = 0.1

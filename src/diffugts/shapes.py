@@ -31,6 +31,11 @@ def depth_of(mask: Mask, spacing: Spacing, beyond: bool = False) -> Map:
     return np.asarray(depth[tuple(slice(width, width + side) for side in mask.shape)], np.float32)
 
 
+def closed(mask: Mask, mm: float, spacing: Spacing) -> Mask:
+    """A mask with its gaps of up to twice so many mm closed; where the scan ends it goes on."""
+    return np.asarray(mask | (depth_of(depth_of(~mask, spacing) < mm, spacing, beyond=True) > mm))
+
+
 def thick_parts(mask: Mask, thin: float, spacing: Spacing) -> tuple[Labels, Map]:
     """The parts of a mask that are deeper than ``thin`` mm somewhere, numbered from 1, and each voxel's depth, mm.
 

@@ -9,21 +9,24 @@ is trained.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
 from diffugts.intensity import IntensityMap
-from diffugts.search.base import Search, smoothed
+from diffugts.search.base import Search, log_odds, sigmoid, smoothed
 from diffugts.shapes import (
     Labels,
     Map,
     Mask,
     Spacing,
+    closed,
     depth_of,
     each_part,
     millilitres,
     parts_of,
+    rounded,
     roundness,
     shell_of,
     thick_parts,
@@ -54,8 +57,55 @@ LEAST_SPREAD = 0.003  # of 0..1
 USUAL = 2.0  # nats of z²/2 up to which a tone is the organ's own
 SURE = 4.0  # nats: most that tone says, for or against
 
+AS_LIKELY = 0.7  # of the likeliest part: parts that are so likely count as well
+LUMP = 0.5  # of a part's greatest depth: what is thinner than that is none of it
+SHARPNESS = 2.0  # logits per usual deviation
 
-def search(image: Map, spacing: Spacing, modality: str, said: Mask) -> Search | None:
+
+@dataclass(frozen=True, eq=False)
+class Liver(Search):
+    """A liver with its own candidates, where it has any; else ``odds`` in nats.
+
+    Attributes:
+        parts: (D, H, W) parts of another tone, numbered from 1; ``odds`` then say how far inside one a voxel is, in
+            usual deviations. Which of them is meant is attention's to say.
+        trust: what the scan says for each part, beside attention; only how parts compare counts.
+    """
+
+    parts: Labels | None = None
+    trust: tuple[float, ...] = ()
+
+    def of(self, attended: Map) -> Map:
+        """P_abn (D, H, W), 0 outside the region: of the parts that are meant, or with the odds."""
+        if self.odds is None:
+            return super().of(attended)
+        if self.parts is not None:
+            return self._meant(attended, self.parts, self.odds)
+        return np.where(self.region, sigmoid(log_odds(attended) + self.odds), 0).astype(np.float32)
+
+    @property
+    def replaces(self) -> bool:
+        """The parts stand for themselves."""
+        return self.parts is not None
+
+    def beside(self, attended: Map) -> Map:
+        """P_abn (D, H, W) of the parts that are meant, or with the odds."""
+        if self.odds is None:
+            return attended
+        return self.of(attended) if self.replaces else sigmoid(log_odds(attended) + self.odds)
+
+    def _meant(self, attended: Map, parts: Labels, inside: Map) -> Map:
+        """0.5 at the surface of the parts where mean attention times trust is highest, rounded; 0 outside of them."""
+        worth = np.array([0.0, *self.trust])
+        worth[1:] *= ndimage.mean(attended, parts, np.arange(1, len(worth)))
+        meant = np.zeros(parts.shape, np.bool_)
+        for number in np.flatnonzero((worth > 0) & (worth >= AS_LIKELY * worth.max())):
+            meant |= rounded(parts == number, LUMP)
+        p = 1 / (1 + np.exp(-SHARPNESS * np.maximum(inside, 0)))
+        return np.where(meant & self.region, p, 0).astype(np.float32)
+
+
+def search(image: Map, spacing: Spacing, modality: str, said: Mask) -> Liver | None:
     """Where to look for a liver tumour; None where no liver is found.
 
     Args:
@@ -78,7 +128,7 @@ def even_tissue(hu: Map, spacing: Spacing) -> tuple[Map, Mask]:
     return smooth, ndimage.binary_opening(even, iterations=2)
 
 
-def _in_ct(hu: Map, spacing: Spacing, said: Mask | None) -> Search | None:
+def _in_ct(hu: Map, spacing: Spacing, said: Mask | None) -> Liver | None:
     smooth, even = even_tissue(hu, spacing)
     liver = _tissue(smooth, even, spacing, said)
     if liver is None or millilitres(liver, spacing) < LEAST_ML:
@@ -89,12 +139,12 @@ def _in_ct(hu: Map, spacing: Spacing, said: Mask | None) -> Search | None:
     region, parts = np.zeros(hu.shape, np.bool_), np.zeros(hu.shape, np.int32)
     apart = np.zeros(hu.shape, np.float32)
     region[box], apart[box], parts[box], trust = _other_tones(hu[box], smooth[box], liver[box], spacing)
-    return Search(region, apart, parts=parts, trust=trust)
+    return Liver(region, apart, parts, trust)
 
 
 def _other_tones(hu: Map, smooth: Map, liver: Mask, spacing: Spacing) -> tuple[Mask, Map, Labels, tuple[float, ...]]:
     """The liver with its gaps, how far each voxel's tone is from its own, and the parts of other tones."""
-    region = _closed(liver, CLOSED_MM, spacing) & (smooth > ORGAN_HU[0]) & (smooth < ORGAN_HU[1])
+    region = closed(liver, CLOSED_MM, spacing) & (smooth > ORGAN_HU[0]) & (smooth < ORGAN_HU[1])
     region = ndimage.binary_opening(region, iterations=2)
     deep = depth_of(liver, spacing) > INSIDE_MM
     tones = smooth[deep if deep.any() else liver]
@@ -150,12 +200,12 @@ def _parts(other: Mask, thin: float, own: Mask, hu: Map, spacing: Spacing) -> tu
     return parts, tuple(trust)
 
 
-def _in_mr(image: Map, spacing: Spacing, said: Mask) -> Search | None:
+def _in_mr(image: Map, spacing: Spacing, said: Mask) -> Liver | None:
     """What is deep in a liver in MR, and how far its tone is from the liver's; None where nothing is deep.
 
     The liver's tone is the median, as wide as the median deviation says.
     """
-    whole = _closed(said, GAP_MM, spacing)
+    whole = closed(said, GAP_MM, spacing)
     deep = depth_of(whole, spacing) > DEPTH_MM
     if not deep.any():
         return None
@@ -163,9 +213,4 @@ def _in_mr(image: Map, spacing: Spacing, said: Mask) -> Search | None:
     middle = np.median(tone[deep])
     spread = max(1.4826 * float(np.median(np.abs(tone[deep] - middle))), LEAST_SPREAD)
     odds = np.where(deep, np.clip(0.5 * ((tone - middle) / spread) ** 2 - USUAL, -SURE, SURE), -SURE)
-    return Search(deep, ndimage.grey_opening(odds, size=(3, 3, 3)).astype(np.float32))  # vessels are thin
-
-
-def _closed(mask: Mask, mm: float, spacing: Spacing) -> Mask:
-    """A mask with its gaps of up to twice so many mm closed; where the scan ends it goes on."""
-    return np.asarray(mask | (depth_of(depth_of(~mask, spacing) < mm, spacing, beyond=True) > mm))
+    return Liver(deep, ndimage.grey_opening(odds, size=(3, 3, 3)).astype(np.float32))  # vessels are thin

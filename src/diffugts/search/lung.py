@@ -10,14 +10,26 @@ or cut off at the outline, by which slivers of them are told from a tumour again
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from diffugts.intensity import IntensityMap
-from diffugts.search.base import Search
-from diffugts.shapes import Map, Mask, Spacing, each_part, millilitres, parts_of, roundness, shell_of, thick_parts
+from diffugts.search.base import Search, log_odds, sigmoid
+from diffugts.shapes import (
+    Map,
+    Mask,
+    Spacing,
+    each_part,
+    millilitres,
+    parts_of,
+    roundness,
+    shell_of,
+    surface_of,
+    thick_parts,
+)
 
 LEAST_ML = 40.0
 SMOOTH_MM = 2.0
@@ -36,9 +48,50 @@ WAIST = 0.25  # of the air in the planes to its left and right: what lies betwee
 WAIST_VOX = 1.5  # planes of air are smoothed by; of every second voxel
 DENT_MM = 30.0  # radius of the widest dent in a lung that a tumour makes by itself
 STEP = 2  # voxels: outlines are drawn on every second one
+AS_LIKELY = 0.7  # of the likeliest: what is so likely counts
+WITHIN = (
+    1.0  # nats below the likeliest place of all: a part that is nowhere so likely does not, to a head without lungs
+)
+RUNS_ON = 5.0  # a part that runs on beyond the region counts less by exp(−RUNS_ON × share of its surface there)
+NEAR = 0.2  # of a part: the least that lies in the lungs themselves
+FREE = 0.1  # of its surface: a part that runs on by less counts though it is not the main one
 
 
-def search(image: Map, spacing: Spacing, modality: str, said: Mask) -> Search | None:
+@dataclass(frozen=True, eq=False)
+class Lungs(Search):
+    """What is dense in the outlines of lungs; ``odds``: in nats, for nodules.
+
+    Attributes:
+        beyond: (D, H, W) what is dense outside the region. Of the parts of an answer that run on into it only the main
+            one counts: what the outlines cut off from their neighbours is none. None in MR, which shows no air.
+        near: (D, H, W) where the lungs themselves are. Parts of an answer that hardly lie there do not count.
+    """
+
+    beyond: Mask | None = None
+    near: Mask | None = None
+
+    def of(self, attended: Map) -> Map:
+        """P_abn (D, H, W) with the odds, 0 outside the region and in what is cut off from elsewhere."""
+        if self.odds is None:
+            return super().of(attended)
+        found = np.where(self.region, self._with_odds(attended), 0).astype(np.float32)
+        if self.beyond is not None:
+            found = _without_cuttings(found, self.beyond)
+        return _likeliest(found)
+
+    def beside(self, attended: Map) -> Map:
+        """P_abn (D, H, W) with the odds; only what cannot be a tumour is 0."""
+        if self.odds is None:
+            return attended
+        found = self._with_odds(attended)
+        return found if self.beyond is None else np.where(self.region | self.beyond, found, 0).astype(np.float32)
+
+    def _with_odds(self, attended: Map) -> Map:
+        found = attended if self.odds is None else sigmoid(log_odds(attended) + self.odds)
+        return found if self.near is None else _without_far(found, self.near)
+
+
+def search(image: Map, spacing: Spacing, modality: str, said: Mask) -> Lungs | None:
     """Where to look for a lung tumour; None where no lung is found.
 
     Args:
@@ -59,9 +112,9 @@ def search(image: Map, spacing: Spacing, modality: str, said: Mask) -> Search | 
     if not region.any():
         return None
     if hu is None:
-        return Search(region)
+        return Lungs(region)
     near = _finer(np.any([_closed(lung, [STEP * mm for mm in spacing]) for lung in lungs], axis=0), image.shape)
-    return Search(region, NODULE * nodules(region, hu, spacing), beyond=tissue & ~region, near=near)
+    return Lungs(region, NODULE * nodules(region, hu, spacing), tissue & ~region, near)
 
 
 def nodules(dense: Mask, hu: Map, spacing: Spacing) -> Map:
@@ -118,3 +171,37 @@ def _convex(part: Mask, axis: int) -> npt.NDArray[np.uint8]:
     for index in np.flatnonzero(planes.sum((1, 2)) > 2):
         drawn[index] = convex_hull_image(planes[index])
     return outlined
+
+
+def _without_cuttings(p: Map, beyond: Mask) -> Map:
+    """P (D, H, W), 0 in the parts of what is likeliest that run on into ``beyond``, but for the main part."""
+    labels, count = ndimage.label(p > AS_LIKELY * p.max())
+    numbers = np.arange(1, count + 1)
+    surface = surface_of(labels > 0)
+    there = ndimage.sum(surface & ndimage.binary_dilation(beyond), labels, numbers)
+    cut = there / np.maximum(ndimage.sum(surface, labels, numbers), 1)
+    worth = ndimage.sum(p, labels, numbers) * np.exp(-RUNS_ON * cut)
+    dropped = np.zeros(count + 1, np.bool_)
+    dropped[1:] = (cut >= FREE) & (worth < worth.max(initial=0))
+    return np.where(dropped[labels], 0, p).astype(np.float32)
+
+
+def _likeliest(p: Map) -> Map:
+    """P (D, H, W), 0 in the parts of what is likeliest whose own likeliest place is less likely by ``WITHIN``."""
+    labels, count = ndimage.label(p > AS_LIKELY * p.max())
+    if not count:
+        return p
+    peaks = log_odds(np.asarray(ndimage.maximum(p, labels, np.arange(1, count + 1)), np.float32))
+    dropped = np.append(False, peaks < peaks.max() - WITHIN)
+    return np.where(dropped[labels], 0, p).astype(np.float32)
+
+
+def _without_far(p: Map, near: Mask) -> Map:
+    """P (D, H, W), 0 in the parts of what is likeliest of which hardly anything lies in ``near``."""
+    while p.max(initial=0) > 0.5:
+        labels, count = ndimage.label(p > AS_LIKELY * p.max())
+        far = np.append(False, ndimage.mean(near, labels, np.arange(1, count + 1)) < NEAR)
+        if not far.any():
+            break
+        p = np.where(far[labels], 0, p).astype(np.float32)  # what is likeliest now may be elsewhere
+    return p
