@@ -267,19 +267,6 @@ def test_what_the_region_cuts_off_from_its_neighbours_is_none_but_for_the_main_p
     assert (Lungs(region, odds, beyond).of(alone) > 0.5)[sliver].all()  # nothing else is there
 
 
-def test_parts_of_lungs_that_are_nowhere_as_likely_as_the_likeliest_do_not_count() -> None:
-    region = np.ones((30, 30, 30), bool)
-    nodule, other, faint = (np.zeros_like(region) for _ in range(3))
-    nodule[4:8, 4:8, 4:8] = other[12:16, 12:16, 12:16] = faint[20:24, 20:24, 20:24] = True
-    attended = np.select([nodule, other, faint], [0.9, 0.88, 0.9], 0.01).astype(np.float32)
-    odds = np.where(nodule | other, 5, 0).astype(np.float32)
-    found = Lungs(region, odds).of(attended) > 0.5
-    assert found[nodule].all()
-    assert found[other].all()
-    assert not found[faint].any()
-    assert (Lungs(region, 0 * odds).of(attended) > 0.5)[nodule | other | faint].all()
-
-
 def test_the_main_part_of_what_is_highest_counts_alone() -> None:
     region = np.ones((32, 32, 32), bool)
     attended = np.full(region.shape, 0.01, np.float32)

@@ -49,9 +49,6 @@ WAIST_VOX = 1.5  # planes of air are smoothed by; of every second voxel
 DENT_MM = 30.0  # radius of the widest dent in a lung that a tumour makes by itself
 STEP = 2  # voxels: outlines are drawn on every second one
 AS_LIKELY = 0.7  # of the likeliest: what is so likely counts
-WITHIN = (
-    1.0  # nats below the likeliest place of all: a part that is nowhere so likely does not, to a head without lungs
-)
 RUNS_ON = 5.0  # a part that runs on beyond the region counts less by exp(−RUNS_ON × share of its surface there)
 NEAR = 0.2  # of a part: the least that lies in the lungs themselves
 FREE = 0.1  # of its surface: a part that runs on by less counts though it is not the main one
@@ -75,9 +72,7 @@ class Lungs(Search):
         if self.odds is None:
             return super().of(attended)
         found = np.where(self.region, self._with_odds(attended), 0).astype(np.float32)
-        if self.beyond is not None:
-            found = _without_cuttings(found, self.beyond)
-        return _likeliest(found)
+        return found if self.beyond is None else _without_cuttings(found, self.beyond)
 
     def beside(self, attended: Map) -> Map:
         """P_abn (D, H, W) with the odds; only what cannot be a tumour is 0."""
@@ -183,16 +178,6 @@ def _without_cuttings(p: Map, beyond: Mask) -> Map:
     worth = ndimage.sum(p, labels, numbers) * np.exp(-RUNS_ON * cut)
     dropped = np.zeros(count + 1, np.bool_)
     dropped[1:] = (cut >= FREE) & (worth < worth.max(initial=0))
-    return np.where(dropped[labels], 0, p).astype(np.float32)
-
-
-def _likeliest(p: Map) -> Map:
-    """P (D, H, W), 0 in the parts of what is likeliest whose own likeliest place is less likely by ``WITHIN``."""
-    labels, count = ndimage.label(p > AS_LIKELY * p.max())
-    if not count:
-        return p
-    peaks = log_odds(np.asarray(ndimage.maximum(p, labels, np.arange(1, count + 1)), np.float32))
-    dropped = np.append(False, peaks < peaks.max() - WITHIN)
     return np.where(dropped[labels], 0, p).astype(np.float32)
 
 
