@@ -101,3 +101,10 @@ def test_attention_may_be_the_same_everywhere() -> None:
     p = found.of(np.full(SHAPE, 0.05, np.float32))
     assert np.isfinite(p).all()
     assert not (p > 0.5)[~found.region].any()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_phantom_of_one_tone_is_searched_without_complaint() -> None:
+    found = brain.search(np.full((40, 40, 40), 0.5, np.float32), SPACING, "mr")
+    assert found is not None
+    assert np.isfinite(found.of(np.full((40, 40, 40), 0.05, np.float32))).all()

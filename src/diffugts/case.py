@@ -173,8 +173,10 @@ class Case:
         The scan's own candidates count where attention agrees with them.
         """
         heard = self.segmenter.settings.heard.get(prompt.anatomy or "")
-        search = None if heard is None else self.organs.search(prompt.anatomy)
-        if heard is None or search is None or self.segmenter.asked(prompt) is not prompt:
+        if heard is None or self.segmenter.asked(prompt) is not prompt:
+            return own
+        search = self.organs.search(prompt.anatomy)
+        if search is None:
             return own
         found = search.beside(own)
         answer = found > 0.5

@@ -19,16 +19,14 @@ SOFT_VOX = 1.0  # from a surface on, P changes by a logit in so much
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """Where an organ's tumours are looked for. Each organ's home has its own kind.
+    """Where an organ's tumours are looked for. Each organ's home has its own kind, with what the scan says there.
 
     Attributes:
         region: (D, H, W).
-        odds: (D, H, W) what the scan says there, in the unit that its kind tells; None: nothing.
         hint: where in the organ, as users are told.
     """
 
     region: Mask
-    odds: Map | None = None
 
     hint: ClassVar[str] = ""
 

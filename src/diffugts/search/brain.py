@@ -36,14 +36,18 @@ REACH = 2  # levels below and above one over which the change of a part is measu
 
 @dataclass(frozen=True, eq=False)
 class Brain(Search):
-    """A brain in MR; ``odds``: by how many usual deviations it is brighter, than its median and than its other side."""
+    """A brain in MR.
+
+    Attributes:
+        odds: (D, H, W) by how many usual deviations it is brighter, than its median and than its other side.
+    """
+
+    odds: Map
 
     hint = ", where its tone is not that of its other side"
 
     def of(self, attended: Map) -> Map:
         """P_abn (D, H, W) by the distance from the outline of the main part, 0.5 there."""
-        if self.odds is None:
-            return super().of(attended)
         seen = standardised(log_odds(attended), self.region, np.inf)
         highest = self.region & (seen >= np.quantile(seen[self.region], 1 - HIGHEST))
         lean = np.tanh(2 * self.odds[highest].mean())
@@ -52,11 +56,11 @@ class Brain(Search):
     @property
     def replaces(self) -> bool:
         """Something always differs most."""
-        return self.odds is not None
+        return True
 
     def beside(self, attended: Map) -> Map:
         """The same."""
-        return attended if self.odds is None else self.of(attended)
+        return self.of(attended)
 
     def _stable(self, total: Map) -> Mask:
         """The main part at the level, between median and highest, where its volume changes least."""
@@ -132,8 +136,10 @@ def _middle_plane(tone: Map, brain: Mask, spacing: Spacing) -> Plane:
         both = np.minimum(inside, ndimage.map_coordinates(inside, places, order=1)) > 0.5
         if both.sum() < 0.5 * (inside > 0.5).sum():
             return 1.0
-        other = ndimage.map_coordinates(small, places, order=1, mode="nearest")
-        return -float(np.corrcoef(small[both], other[both])[0, 1])
+        one, other = small[both], ndimage.map_coordinates(small, places, order=1, mode="nearest")[both]
+        if not one.std() * other.std() > 0:  # of one tone, as phantoms are
+            return 1.0
+        return -float(np.corrcoef(one, other)[0, 1])
 
     shifts = np.arange(-SHIFT_MM, SHIFT_MM + 1, COARSE_MM / 2)
     start = shifts[int(np.argmin([unlike(np.array([shift, 0, 0])) for shift in shifts]))]

@@ -64,23 +64,22 @@ SHARPNESS = 2.0  # logits per usual deviation
 
 @dataclass(frozen=True, eq=False)
 class Liver(Search):
-    """A liver with its own candidates, where it has any; else ``odds`` in nats.
+    """A liver, in CT with its own candidates.
 
     Attributes:
-        parts: (D, H, W) parts of another tone, numbered from 1; ``odds`` then say how far inside one a voxel is, in
-            usual deviations. Which of them is meant is attention's to say.
+        odds: (D, H, W) how far inside a candidate a voxel is, in usual deviations; without candidates in nats.
+        parts: (D, H, W) parts of another tone, numbered from 1. Which of them is meant is attention's to say.
         trust: what the scan says for each part, beside attention; only how parts compare counts.
     """
 
+    odds: Map
     parts: Labels | None = None
     trust: tuple[float, ...] = ()
 
     def of(self, attended: Map) -> Map:
         """P_abn (D, H, W), 0 outside the region: of the parts that are meant, or with the odds."""
-        if self.odds is None:
-            return super().of(attended)
         if self.parts is not None:
-            return self._meant(attended, self.parts, self.odds)
+            return self._meant(attended, self.parts)
         return np.where(self.region, sigmoid(log_odds(attended) + self.odds), 0).astype(np.float32)
 
     @property
@@ -90,18 +89,16 @@ class Liver(Search):
 
     def beside(self, attended: Map) -> Map:
         """P_abn (D, H, W) of the parts that are meant, or with the odds."""
-        if self.odds is None:
-            return attended
         return self.of(attended) if self.replaces else sigmoid(log_odds(attended) + self.odds)
 
-    def _meant(self, attended: Map, parts: Labels, inside: Map) -> Map:
+    def _meant(self, attended: Map, parts: Labels) -> Map:
         """0.5 at the surface of the parts where mean attention times trust is highest, rounded; 0 outside of them."""
         worth = np.array([0.0, *self.trust])
         worth[1:] *= ndimage.mean(attended, parts, np.arange(1, len(worth)))
         meant = np.zeros(parts.shape, np.bool_)
         for number in np.flatnonzero((worth > 0) & (worth >= AS_LIKELY * worth.max())):
             meant |= rounded(parts == number, LUMP)
-        p = 1 / (1 + np.exp(-SHARPNESS * np.maximum(inside, 0)))
+        p = 1 / (1 + np.exp(-SHARPNESS * np.maximum(self.odds, 0)))
         return np.where(meant & self.region, p, 0).astype(np.float32)
 
 

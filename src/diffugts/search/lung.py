@@ -56,37 +56,34 @@ FREE = 0.1  # of its surface: a part that runs on by less counts though it is no
 
 @dataclass(frozen=True, eq=False)
 class Lungs(Search):
-    """What is dense in the outlines of lungs; ``odds``: in nats, for nodules.
+    """What is dense in the outlines of lungs in CT.
 
     Attributes:
+        odds: (D, H, W) in nats, for nodules.
         beyond: (D, H, W) what is dense outside the region. Of the parts of an answer that run on into it only the main
-            one counts: what the outlines cut off from their neighbours is none. None in MR, which shows no air.
+            one counts: what the outlines cut off from their neighbours is none.
         near: (D, H, W) where the lungs themselves are. Parts of an answer that hardly lie there do not count.
     """
 
+    odds: Map
     beyond: Mask | None = None
     near: Mask | None = None
 
     def of(self, attended: Map) -> Map:
         """P_abn (D, H, W) with the odds, 0 outside the region and in what is cut off from elsewhere."""
-        if self.odds is None:
-            return super().of(attended)
-        found = np.where(self.region, self._with_odds(attended), 0).astype(np.float32)
+        found = self._near(np.where(self.region, sigmoid(log_odds(attended) + self.odds), 0).astype(np.float32))
         return found if self.beyond is None else _without_cuttings(found, self.beyond)
 
     def beside(self, attended: Map) -> Map:
         """P_abn (D, H, W) with the odds; only what cannot be a tumour is 0."""
-        if self.odds is None:
-            return attended
-        found = self._with_odds(attended)
+        found = self._near(sigmoid(log_odds(attended) + self.odds))
         return found if self.beyond is None else np.where(self.region | self.beyond, found, 0).astype(np.float32)
 
-    def _with_odds(self, attended: Map) -> Map:
-        found = attended if self.odds is None else sigmoid(log_odds(attended) + self.odds)
+    def _near(self, found: Map) -> Map:
         return found if self.near is None else _without_far(found, self.near)
 
 
-def search(image: Map, spacing: Spacing, modality: str, said: Mask) -> Lungs | None:
+def search(image: Map, spacing: Spacing, modality: str, said: Mask) -> Search | None:
     """Where to look for a lung tumour; None where no lung is found.
 
     Args:
@@ -107,7 +104,7 @@ def search(image: Map, spacing: Spacing, modality: str, said: Mask) -> Lungs | N
     if not region.any():
         return None
     if hu is None:
-        return Lungs(region)
+        return Search(region)  # MR shows no air
     near = _finer(np.any([_closed(lung, [STEP * mm for mm in spacing]) for lung in lungs], axis=0), image.shape)
     return Lungs(region, NODULE * nodules(region, hu, spacing), tissue & ~region, near)
 

@@ -34,15 +34,18 @@ RIM_VOX = 4.0  # what is highest is grown by so much: smoothing and depth eat it
 
 @dataclass(frozen=True, eq=False)
 class Muscle(Search):
-    """Muscle; ``odds``: by how many usual deviations it is more even and deeper. Neither they nor attention can be sure
-    in themselves: what counts is where both are highest in this scan."""
+    """Muscle. Neither attention nor the scan can be sure in themselves: what counts is where both are highest in it.
+
+    Attributes:
+        odds: (D, H, W) by how many usual deviations it is more even and deeper.
+    """
+
+    odds: Map
 
     hint = ", where it is deep and even"
 
     def of(self, attended: Map) -> Map:
         """P_abn (D, H, W) by the distance from the surface of a lump, 0.5 there."""
-        if self.odds is None:
-            return super().of(attended)
         seen = standardised(log_odds(attended), self.region)
         return by_distance(agreed([self._lump(weight * seen + self.odds) for weight in ATTENTION]))
 
