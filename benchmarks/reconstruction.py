@@ -5,7 +5,9 @@
 CT: mean absolute error in HU inside the body (above −500 HU) and PSNR on a range of 2,000 HU, both on values cut to
 −1000..1000. MR: mean absolute error and PSNR on the model's 0..1 range, over nonzero voxels. Compared on the
 model's own grid. ``checkerboard`` is the error's power at the stride's period over that of its neighbours (1 = none),
-mean of three axes; ``wave`` how strong that makes it, the root mean square of what stands out, where it is strongest.
+mean of three axes, line by line: errors at edges count, too. ``wave`` is how strong that makes it, the root mean square
+of what stands out, along the worst axis. ``pattern`` is the same ratio of what lines beside each other have in common,
+in tiles four strides wide and along the worst axis: what is seen as a grid; below 1 there is none.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import torch
 from diffugts.segmenter import Segmenter
 from diffugts.training.pretrain import checkerboard, power_at_stride
 
-FIGURES = "mae {:.4g}, psnr {:.2f} dB, checkerboard {:.2f}, wave {:.2g}"
+FIGURES = "mae {:.4g}, psnr {:.2f} dB, checkerboard {:.2f}, wave {:.2g}, pattern {:.2f}"
+TILE = 4  # strides
 
 
 def main() -> None:
@@ -30,7 +33,7 @@ def main() -> None:
     parser.add_argument("--model", default="compact")
     args = parser.parse_args()
     segmenter = Segmenter.from_pretrained(args.model)
-    found: dict[str, list[tuple[float, float, float, float]]] = {}
+    found: dict[str, list[tuple[float, ...]]] = {}
     for case in json.loads(args.cases.read_text())["cases"]:
         if not any(case["id"].startswith(start) for start in args.only):
             continue
@@ -42,8 +45,8 @@ def main() -> None:
         print(category, len(rows), FIGURES.format(*np.mean(rows, axis=0)))
 
 
-def measure(segmenter: Segmenter, scan: Path, modality: str) -> tuple[float, float, float, float]:
-    """(mean absolute error, PSNR in dB, checkerboard ratio, its wave) of one scan; HU in CT, of 0..1 in MR."""
+def measure(segmenter: Segmenter, scan: Path, modality: str) -> tuple[float, ...]:
+    """(mean absolute error, PSNR in dB, checkerboard, wave, pattern) of one scan; errors in HU, in MR of 0..1."""
     case = segmenter.encode(scan, modality=modality)
     config = segmenter.backbone.config
     scanned = case.placement.scanned  # what pads it up to the stride is no scan
@@ -56,7 +59,26 @@ def measure(segmenter: Segmenter, scan: Path, modality: str) -> tuple[float, flo
     inside = image > 0.25 if modality == "ct" else image > 0
     unit = 2000.0 if modality == "ct" else 1.0
     psnr = -10 * np.log10(np.mean(error[inside] ** 2))
-    return float(np.abs(error[inside]).mean() * unit), float(psnr), float(board), float(wave * unit)
+    return (
+        float(np.abs(error[inside]).mean() * unit),
+        float(psnr),
+        float(board),
+        float(wave * unit),
+        pattern(whole, config.stride),
+    )
+
+
+def pattern(error: torch.Tensor, stride: int) -> float:
+    """Power at the stride's period over its neighbours' of what tiles of an error (1, 1, D, H, W) have in common."""
+    side, tiles = TILE * stride, error[0, 0]
+    for axis in range(3):
+        tiles = tiles.unfold(axis, side, side)
+    tiles, found = tiles.reshape(-1, 1, side, side, side), []
+    for axis in range(3):
+        across = [a + 2 for a in range(3) if a != axis]
+        at, beside = power_at_stride(tiles.mean(across, keepdim=True).expand_as(tiles), stride)
+        found.append(float(at[:, axis].mean() / beside[:, axis].mean()))
+    return max(found)
 
 
 if __name__ == "__main__":
