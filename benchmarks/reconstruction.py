@@ -6,8 +6,8 @@ CT: mean absolute error in HU inside the body (above −500 HU) and PSNR on a ra
 −1000..1000. MR: mean absolute error and PSNR on the model's 0..1 range, over nonzero voxels. Compared on the
 model's own grid. ``checkerboard`` is the error's power at the stride's period over that of its neighbours (1 = none),
 mean of three axes, line by line: errors at edges count, too. ``wave`` is how strong that makes it, the root mean square
-of what stands out, along the worst axis. ``pattern`` is the same ratio of what lines beside each other have in common,
-in tiles four strides wide and along the worst axis: what is seen as a grid; below 1 there is none.
+of what stands out, along the worst axis. ``pattern`` is the wave at that period that lines beside each other have in
+common, in tiles four strides wide, root mean square along the worst axis: what may be seen as a grid.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from diffugts.segmenter import Segmenter
 from diffugts.training.pretrain import checkerboard, power_at_stride
 
-FIGURES = "mae {:.4g}, psnr {:.2f} dB, checkerboard {:.2f}, wave {:.2g}, pattern {:.2f}"
+FIGURES = "mae {:.4g}, psnr {:.2f} dB, checkerboard {:.2f}, wave {:.2g}, pattern {:.2g}"
 TILE = 4  # strides
 
 
@@ -64,20 +64,20 @@ def measure(segmenter: Segmenter, scan: Path, modality: str) -> tuple[float, ...
         float(psnr),
         float(board),
         float(wave * unit),
-        pattern(whole, config.stride),
+        pattern(whole, config.stride) * unit,
     )
 
 
 def pattern(error: torch.Tensor, stride: int) -> float:
-    """Power at the stride's period over its neighbours' of what tiles of an error (1, 1, D, H, W) have in common."""
+    """Wave at the stride's period, root mean square, that tiles of an error (1, 1, D, H, W) have throughout."""
     side, tiles = TILE * stride, error[0, 0]
     for axis in range(3):
         tiles = tiles.unfold(axis, side, side)
     tiles, found = tiles.reshape(-1, 1, side, side, side), []
     for axis in range(3):
         across = [a + 2 for a in range(3) if a != axis]
-        at, beside = power_at_stride(tiles.mean(across, keepdim=True).expand_as(tiles), stride)
-        found.append(float(at[:, axis].mean() / beside[:, axis].mean()))
+        power, _ = power_at_stride(tiles.mean(across, keepdim=True).expand_as(tiles), stride)
+        found.append(float(power[:, axis].mean().sqrt()))
     return max(found)
 
 

@@ -57,7 +57,7 @@ LEAST_SPREAD = 0.003  # of 0..1
 USUAL = 2.0  # nats of z²/2 up to which a tone is the organ's own
 SURE = 4.0  # nats: most that tone says, for or against
 
-AS_LIKELY = 0.7  # of the likeliest part: parts that are so likely count as well
+AS_LIKELY = 0.6  # of the likeliest part: parts that are so likely count as well
 LUMP = 0.5  # of a part's greatest depth: what is thinner than that is none of it
 SHARPNESS = 2.0  # logits per usual deviation
 
