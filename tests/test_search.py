@@ -210,6 +210,15 @@ def test_attention_says_which_part_is_meant() -> None:
     assert dice(found.of(attended) > 0.5, SECOND) > 0.75
 
 
+def test_what_lies_far_from_the_liver_that_the_locator_found_counts_less() -> None:
+    hu = abdomen()
+    hu[LESION | SECOND] -= 50
+    near = LIVER & (np.indices(LIVER.shape)[0] < 28)  # of the first alone: what is beyond may be a heart
+    found = liver.search(ct(hu), SPACING, "ct", near)
+    assert found is not None
+    assert dice(found.of(np.full(hu.shape, 0.02, np.float32)) > 0.5, LESION) > 0.75
+
+
 def test_a_liver_of_one_tone_shows_nothing_and_without_one_nothing_is_said() -> None:
     found = liver.search(ct(abdomen()), SPACING, "ct", LIVER)
     assert found is not None

@@ -50,6 +50,7 @@ OWN = 2.5  # up to which a tone is the liver's
 DARK_MM, BRIGHT_MM = 4.0, 8.0  # half the width that a part must have somewhere: vessels do not, with contrast wide ones
 LEAST_PART_ML = 0.5
 FLUID_HU = 20.0  # bile and cysts
+AWAY_MM = 30.0  # a part counts less by exp(−distance / AWAY_MM) from what the locator takes for liver: hearts do
 
 DEPTH_MM = 10.0  # in MR: under the liver's surface, where vessels enter and neighbours blur, tone tells nothing
 GAP_MM = 10.0
@@ -136,6 +137,9 @@ def _in_ct(hu: Map, spacing: Spacing, said: Mask | None) -> Liver | None:
     region, parts = np.zeros(hu.shape, np.bool_), np.zeros(hu.shape, np.int32)
     apart = np.zeros(hu.shape, np.float32)
     region[box], apart[box], parts[box], trust = _other_tones(hu[box], smooth[box], liver[box], spacing)
+    if trust and said is not None and (said & liver).any():
+        away = ndimage.mean(depth_of(~said, spacing), parts, np.arange(1, len(trust) + 1))
+        trust = tuple(np.array(trust) * np.exp(-away / AWAY_MM))
     return Liver(region, apart, parts, trust)
 
 
