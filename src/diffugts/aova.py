@@ -142,7 +142,7 @@ class Adapters(nn.Module):
 
     The paper's adapter is two linear layers on one stage's channels. Such maps cannot say "dense, and inside the
     lung" nor "a round thing brighter than its surroundings"; in our trials they ranked voxels well and never
-    became sure (docs/choices.md).
+    became sure (docs/tried.md).
     """
 
     def __init__(self, config: AttentionConfig) -> None:

@@ -113,7 +113,7 @@ def convincing(
     """The evidence without the parts of the candidate about which attention did not change its mind.
 
     Where the finding was painted away and attention still sees it, it sees what is around: an organ, not a lesion.
-    Large parts stay: of those the flow often paints some back (docs/choices.md). Ours.
+    Large parts stay: of those the flow often paints some back (docs/tried.md). Ours.
 
     Args:
         suspicious: (D, H, W) what attention pointed at. spacing: of the model grid, mm.
