@@ -29,6 +29,8 @@ MIXED = 0.4  # share of them that are two tissues in patches
 FAINT = {"ct": (0.006, 0.08), "mr": (0.15, 0.9)}  # how much such a mass differs: of 0..1 in CT, of log in MR
 DENSE = (0.46, 0.57)  # of 0..1, -80 to 140 HU: most masses in lungs and in fat
 UNEVEN = {"ct": 0.012, "mr": 0.12}  # most swing of an even mass's tone, 0..1
+FINE_VOX = 1.5  # what is finer is grain: a scanner's noise, and edges of small structures
+QUIET = 0.1  # share of a patch's body that is so even that its grain is noise alone
 SOFT = 0.45  # of 0..1, -100 HU: an even mass in CT is no lung and no air
 TRIES = 10
 BODY = {"ct": 0.03, "mr": 0.08}  # of 0..1, blurred; what is darker is air or a stripped skull
@@ -142,7 +144,7 @@ def _content(patch: Patch, donor: Patch, rng: np.random.Generator, own: bool) ->
             image = np.flip(image, axis)
     if 0.4 < kind <= 0.7:
         smooth = ndimage.gaussian_filter(image, float(np.exp(rng.uniform(*np.log(EVEN)))))
-        image = smooth + rng.uniform(0.2, 1) * _grain(image)
+        image = smooth + rng.uniform(0.2, 1) * (image - ndimage.gaussian_filter(image, FINE_VOX))
     if kind > 0.7:
         image = _even(patch, image, rng)
     if patch.item.modality[:2] == "mr":
@@ -151,7 +153,7 @@ def _content(patch: Patch, donor: Patch, rng: np.random.Generator, own: bool) ->
 
 
 def _even(patch: Patch, donor: Map, rng: np.random.Generator) -> Map:
-    """A mass of one tissue: the donor's tone at one place in its body, with slow waves and the patch's grain."""
+    """A mass of one tissue: the donor's tone at one place in its body, with slow waves and the patch's noise."""
     tones = _tones(donor, patch.item.modality)
     return _tissue(patch, float(rng.choice(tones)), rng) if len(tones) else donor
 
@@ -199,12 +201,12 @@ def _mass(patch: Patch, blob: _Blob, inside: npt.NDArray[np.bool_], rng: np.rand
 
 
 def _tissue(patch: Patch, tone: float, rng: np.random.Generator) -> Map:
-    """One tissue everywhere: its tone with slow waves and the patch's grain."""
+    """One tissue everywhere: its tone with slow waves and the patch's noise, and no trace of what lay there before."""
     modality = patch.item.modality[:2]
     grid = [np.arange(len(patch.image), dtype=np.float64)] * 3
     waves = noise(grid, float(rng.uniform(4, 16)), int(rng.integers(2**31)))
     swing = rng.uniform(0, UNEVEN[modality]) * (1 if modality == "ct" else min(1.0, 2 * tone))
-    return np.asarray(tone + swing * waves + rng.uniform(0.5, 1.1) * _grain(patch.image), np.float32)
+    return np.asarray(tone + swing * waves + _noise_of(patch, rng), np.float32)
 
 
 def _pushed(image: Map, blob: _Blob, rng: np.random.Generator) -> Map:
@@ -215,5 +217,15 @@ def _pushed(image: Map, blob: _Blob, rng: np.random.Generator) -> Map:
     return np.asarray(ndimage.map_coordinates(image, places, order=1, mode="nearest"), np.float32)
 
 
-def _grain(image: Map) -> Map:
-    return np.asarray(image - ndimage.gaussian_filter(image, 1.5), np.float32)
+def _noise_of(patch: Patch, rng: np.random.Generator) -> Map:
+    """(S, S, S) noise about as strong and as fine as a scanner's is where the patch is quietest.
+
+    The patch's own grain would leave streaks of muscle, vessels and folds to be seen in a mass: a tumour has none.
+    """
+    grain = patch.image - ndimage.gaussian_filter(patch.image, FINE_VOX)
+    body = ndimage.uniform_filter(patch.image, 5) > BODY[patch.item.modality[:2]]
+    power = ndimage.uniform_filter(grain * grain, 5)[body]
+    level = float(np.sqrt(max(np.quantile(power, QUIET), 0.0))) if len(power) else 0.0
+    found = ndimage.gaussian_filter(rng.normal(size=patch.image.shape).astype(np.float32), rng.uniform(0.4, 1.2))
+    fine = found - ndimage.gaussian_filter(found, FINE_VOX)
+    return np.asarray(found * (rng.uniform(0.3, 1.1) * level / float(fine.std())), np.float32)
