@@ -118,9 +118,8 @@ def test_a_mass_pushes_what_lies_around_it_outward(monkeypatch: pytest.MonkeyPat
         outside = (out.flags != TUMOUR) & (np.abs(out.image - ramp) > 1e-3)
         moved.append((out.image - ramp)[outside])
         sides.append(np.argwhere(outside)[:, 2] - np.argwhere(out.flags == TUMOUR).mean(0)[2])
-    assert (
-        np.corrcoef(np.concatenate(moved), np.concatenate(sides))[0, 1] < -0.3
-    )  # what is brighter on one side now lies further out on it
+    # what is brighter on one side now lies further out on it
+    assert np.corrcoef(np.concatenate(moved), np.concatenate(sides))[0, 1] < -0.3
 
 
 @pytest.mark.usefixtures("masses_alone")

@@ -144,7 +144,7 @@ def _content(patch: Patch, donor: Patch, rng: np.random.Generator, own: bool) ->
             image = np.flip(image, axis)
     if 0.4 < kind <= 0.7:
         smooth = ndimage.gaussian_filter(image, float(np.exp(rng.uniform(*np.log(EVEN)))))
-        image = smooth + rng.uniform(0.2, 1) * (image - ndimage.gaussian_filter(image, FINE_VOX))
+        image = smooth + rng.uniform(0.2, 1) * _grain(image)
     if kind > 0.7:
         image = _even(patch, image, rng)
     if patch.item.modality[:2] == "mr":
@@ -222,10 +222,13 @@ def _noise_of(patch: Patch, rng: np.random.Generator) -> Map:
 
     The patch's own grain would leave streaks of muscle, vessels and folds to be seen in a mass: a tumour has none.
     """
-    grain = patch.image - ndimage.gaussian_filter(patch.image, FINE_VOX)
+    grain = _grain(patch.image)
     body = ndimage.uniform_filter(patch.image, 5) > BODY[patch.item.modality[:2]]
     power = ndimage.uniform_filter(grain * grain, 5)[body]
     level = float(np.sqrt(max(np.quantile(power, QUIET), 0.0))) if len(power) else 0.0
     found = ndimage.gaussian_filter(rng.normal(size=patch.image.shape).astype(np.float32), rng.uniform(0.4, 1.2))
-    fine = found - ndimage.gaussian_filter(found, FINE_VOX)
-    return np.asarray(found * (rng.uniform(0.3, 1.1) * level / float(fine.std())), np.float32)
+    return np.asarray(found * (rng.uniform(0.3, 1.1) * level / float(_grain(found).std())), np.float32)
+
+
+def _grain(image: Map) -> Map:
+    return np.asarray(image - ndimage.gaussian_filter(image, FINE_VOX), np.float32)
