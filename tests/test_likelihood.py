@@ -10,7 +10,7 @@ import torch
 
 from diffugts.heads import Settings
 from diffugts.likelihood import Odds, depth_prior, posterior
-from diffugts.refine import Evidence, Part, refine, without_leaks
+from diffugts.refine import Evidence, Part, refine, with_odds, without_leaks
 
 SIDE = 24
 
@@ -170,3 +170,34 @@ def test_a_leak_along_a_bridge_is_no_part_of_a_lesion() -> None:
     both = without_leaks(alone, 0.3)  # two lesions are two
     assert (both[8:12, 8:12, 28:32] == 0.8).all()
     assert torch.equal(without_leaks(torch.zeros(4, 4, 4), 0.3), torch.zeros(4, 4, 4))
+
+
+def test_what_features_say_moves_the_outline_but_makes_it_neither_larger_nor_surer() -> None:
+    truth, prior, inside, _, _ = _scene()
+    odds = torch.where(truth, 3.0, -3.0) + 0.1 * torch.randn(truth.shape)
+    seen = torch.roll(prior, 3, 0)  # attention is beside the lesion
+    found = with_odds(seen, odds, inside)
+    assert int(((found > 0.5) & inside).sum()) == int(((seen > 0.5) & inside).sum())
+    assert int(((found > 0.5) & truth).sum()) > int(((seen > 0.5) & truth).sum())
+    assert torch.equal(found[~inside], seen[~inside])
+    spread = [torch.logit(p[inside], 1e-4).std() for p in (seen, found)]
+    assert spread[1] <= spread[0] * 1.01
+
+
+def test_without_an_outline_there_is_nothing_to_move() -> None:
+    _, prior, inside, _, _ = _scene()
+    odds = torch.randn(prior.shape)
+    for p in (prior / 2, prior.clamp_min(0.6)):
+        assert torch.equal(with_odds(p, odds, inside), p)
+
+
+@pytest.mark.parametrize(("form", "trusted"), [("likelihood", False), ("likelihood", True), ("plain", False)])
+def test_only_attentions_candidates_are_judged_by_features_and_only_by_likelihoods(form: str, trusted: bool) -> None:
+    truth, prior, inside, decoded, signed = (x.numpy() for x in _scene())
+    seen = np.roll(prior, 3, 0)
+    evidence = Evidence(inside, decoded, decoded - signed, (signed,), (np.zeros_like(signed),))
+    telling = np.where(truth, 5, -5).astype(np.float32)
+    settings = Settings(threshold=0.5, form=form, region_form=form, odds=Odds(features=1.0, intensity=0.0))
+    both = evidence, replace(evidence, telling=telling)
+    without, told = (refine(one, seen, settings, trusted).probability for one in both)
+    assert np.array_equal(without, told) != (form == "likelihood" and not trusted)

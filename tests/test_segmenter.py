@@ -13,6 +13,7 @@ from diffugts.case import Case, upsampled
 from diffugts.errors import InputError, WeightsError
 from diffugts.heads import Settings
 from diffugts.healing import Sampling
+from diffugts.likelihood import Odds
 from diffugts.prompts import parse_all
 from diffugts.refine import Evidence, convincing, heal_candidate
 from diffugts.residual import Fusion
@@ -171,6 +172,25 @@ def test_the_scans_own_candidates_help_a_head_that_saw_the_organ_where_it_agrees
     search = Lungs(parts > 0, np.where(parts > 0, 5.0, 0.0).astype(np.float32))  # something, but no candidates
     assert (attended(100.0)[parts > 0] > own[parts > 0]).all()
     np.testing.assert_allclose(attended(100.0)[parts == 0], own[parts == 0], atol=1e-4)
+
+
+def test_features_are_asked_what_tells_a_lesion_where_the_organ_is_found_and_settings_say_so(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    organ = np.zeros(case.organs.image.shape, bool)
+    organ[2:-2, 2:-2, 2:-2] = True
+    monkeypatch.setattr(Organs, "search", lambda self, name: Search(organ) if name == "liver" else None)
+    asks = with_settings(case, replace(EAGER, margin_mm=2.0, form="likelihood", odds=Odds(features=0.5)))
+    liver, kidney = parse_all(["liver tumor", "kidney tumor"])
+    suspicious = np.zeros(case.placement.grid.shape, bool)
+    assert asks.telling(liver, suspicious) is None
+    suspicious[6:11, 6:11, 6:11] = True
+    found = asks.telling(liver, suspicious)
+    assert found is not None
+    assert found.shape == suspicious.shape
+    assert found[suspicious].mean() > found[~suspicious].mean()
+    assert asks.telling(kidney, suspicious) is None
+    assert with_settings(case, EAGER).telling(liver, suspicious) is None
 
 
 def test_second_prompt_does_not_encode_again(

@@ -19,6 +19,7 @@ from diffugts.aova import Attention, AttentionHead, attend, mean_of_looks
 from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import Encoding
 from diffugts.blend import textured
+from diffugts.discriminant import discriminant
 from diffugts.errors import InputError
 from diffugts.healing import Sampling
 from diffugts.intensity import IntensityMap
@@ -204,6 +205,20 @@ class Case:
         locator = load_locator(locator_file(self.segmenter.folder))
         return Organs.find(locator, image, self.placement.spacing, self.modality)
 
+    def telling(self, prompt: Prompt, suspicious: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32] | None:
+        """Log odds (D, H, W) by what tells the suspicious from the rest of the organ in the frozen features.
+
+        None where the settings do not ask, nothing is suspicious, or the organ is not found.
+        """
+        settings = self.segmenter.settings
+        search = self.organs.search(prompt.anatomy) if settings.odds.features and suspicious.any() else None
+        if search is None:
+            return None
+        healthy = np.zeros_like(suspicious)
+        healthy[self.placement.scanned] = search.region
+        healthy &= ~settings.dilated(suspicious, self.placement.spacing)
+        return discriminant(self.encoding.stages, suspicious, healthy)
+
     def second_look(self, prompt: Prompt) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """Attention's logits on any image (D, H, W) in 0..1 of the model grid; None where no head was fitted."""
         if self.segmenter.head is None:
@@ -294,6 +309,8 @@ class Case:
             )
             evidence = convincing(evidence, suspicious, settings, self.placement.spacing)
         with self.clock("refine"):
+            if given is None:
+                evidence = replace(evidence, telling=self.telling(prompt, suspicious))
             refined = refine(evidence, attended, settings, given is not None, self.segmenter.residual_head)
         with self.clock("restore"):
             back = self.placement.inverse

@@ -35,6 +35,8 @@ class Odds:
         core: share of a user's region, its deepest voxels, that is taken for lesion to begin with.
         pure: where attention gave the candidate, the core of the second opinion, for which depth is the prior, as a
             share of as many voxels as the first one found; 0 asks for no second opinion.
+        features: weight of what tells the lesion from its organ in the frozen features (``discriminant``); 0 does not
+            ask.
         least: mean log ratio of intensities (nats) below which a core looks like the healthy tissue that was painted
             there, and is no lesion. Of the parts that attention found in a scan, the one that holds most of it is
             spared: a tumour may be as dark as muscle.
@@ -45,6 +47,7 @@ class Odds:
     smooth_vox: float = 0.8
     core: float = 0.15
     pure: float = 0.7
+    features: float = 0.0
     least: float = 0.3
 
 

@@ -43,6 +43,7 @@ class Evidence:
         decoded: X, 0..1. healthy: H of the first seed without a seam, 0..1.
         signed: smoothed X − H of each seed. feature: latent residual of each seed.
         fall: by how much attention's logit is lower on H than on X; None where nobody asked.
+        telling: log odds by what tells the lesion from its organ, see ``discriminant``; None where nobody asked.
     """
 
     mask: npt.NDArray[np.bool_]
@@ -51,6 +52,7 @@ class Evidence:
     signed: tuple[Map, ...]
     feature: tuple[Map, ...]
     fall: Map | None = None
+    telling: Map | None = None
 
     @property
     def pixel(self) -> tuple[Map, ...]:
@@ -164,6 +166,8 @@ def refine(
             if form == "likelihood":
                 odds = replace(settings.odds, least=-math.inf) if part is spared else settings.odds
                 p = part.believed(cut, odds, trusted)
+                if evidence.telling is not None and not trusted:
+                    p = with_odds(p, odds.features * torch.from_numpy(evidence.telling[box]), part.inside)
             elif form == "learned" and head is not None:
                 p = part.learned(head, cut, settings.odds, trusted)
             if settings.opened and not trusted:
@@ -174,6 +178,24 @@ def refine(
         residuals.append(residual)
     mean: Map = np.mean(probabilities, axis=0, dtype=np.float32)
     return Refined(mean, np.mean(residuals, axis=0, dtype=np.float32), np.std(probabilities, axis=0, dtype=np.float32))
+
+
+def with_odds(probability: torch.Tensor, odds: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """Probability (D, H, W) with further odds, of which as many voxels of a part pass 0.5 as before.
+
+    What features say moves the outline. It makes a lesion neither larger, since they learnt from its core alone, nor
+    surer, since attention saw the same features.
+    """
+    before = torch.logit(probability[inside], 1e-4)
+    after = before + odds[inside]
+    count = int((before > 0).sum())
+    if count in (0, len(before)):
+        return probability
+    level = after.sort(descending=True).values[count - 1 : count + 1].mean()
+    surer = after.std(correction=0) / before.std(correction=0).clamp_min(1e-6)
+    redrawn = probability.clone()
+    redrawn[inside] = torch.sigmoid((after - level) / surer.clamp_min(1))
+    return redrawn
 
 
 def without_leaks(probability: torch.Tensor, share: float) -> torch.Tensor:

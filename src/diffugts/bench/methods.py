@@ -113,6 +113,11 @@ class Subject:
         """Where attention points, (D, H, W) on the model grid; empty for a negated prompt."""
         return self.encoded.suspicious(self.prompt, *self.attended)
 
+    @cached_property
+    def telling(self) -> Map | None:
+        """What tells the suspicious from the rest of the organ, (D, H, W) on the model grid."""
+        return self.encoded.telling(self.prompt, self.suspicious)
+
     def evidence(self, seeds: int) -> Evidence:
         """What inpainting shows under that many seeds; each seed is painted once, whoever asks."""
         from diffugts.healing import Sampling
@@ -129,7 +134,7 @@ class Subject:
                 )  # fmt: skip
         every = [self._painted[seed] for seed in range(self.seed, self.seed + seeds)]
         signed, feature = (tuple(getattr(one, name)[0] for one in every) for name in ("signed", "feature"))
-        found = replace(every[0], signed=signed, feature=feature)
+        found = replace(every[0], signed=signed, feature=feature, telling=self.telling)
         return convincing(found, self.suspicious, settings, case.placement.spacing)
 
 
@@ -271,7 +276,7 @@ def methods(
         Method("attention", "anomaly-aware attention alone", attention),
         Method("+pixel", "attention and pixel residual, fixed weights, Otsu", partial(plain, feature=False)),
         Method("+feature", "attention, pixel and feature residual, fixed weights, Otsu", partial(plain, feature=True)),
-        Method("likelihood", "attention, and the likelihoods of scan and residual by Bayes' rule", likelihood),
+        Method("likelihood", "attention, and what scan, residual and features say, by Bayes' rule", likelihood),
         *([Method("learned", "attention and both residuals through the residual head", learned)] * residual_head),
         Method("full", "the whole method with the model's own settings", shipped),
     ]
