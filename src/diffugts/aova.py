@@ -119,6 +119,11 @@ def _resampled(feature: Tensor, grid: Sequence[int]) -> Tensor:
     return F.interpolate(feature, size=size, mode="trilinear", align_corners=False)
 
 
+def finer(values: Tensor, grid: Sequence[int]) -> Tensor:
+    """A map (d, h, w) of a feature grid, trilinear on a finer one such as the model grid."""
+    return _resampled(values[None, None], grid)[0, 0]
+
+
 class Block(nn.Module):
     """A residual block that starts as the identity."""
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from diffugts.anatomy import Organs, load_locator, locator_file
-from diffugts.aova import Attention, AttentionHead, attend, mean_of_looks
+from diffugts.aova import Attention, AttentionHead, attend, finer, mean_of_looks
 from diffugts.backbone.conditions import Conditions
 from diffugts.backbone.latent_diffusion import Encoding
 from diffugts.blend import textured
@@ -388,9 +388,3 @@ def upsampled(probability: torch.Tensor, shape: Sequence[int]) -> npt.NDArray[np
     """A map (d, h, w) of the finest feature grid, trilinear on the model grid (D, H, W)."""
     result: npt.NDArray[np.float32] = finer(probability, shape).cpu().numpy()
     return result
-
-
-def finer(values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """The same as a tensor."""
-    size = tuple(shape)
-    return torch.nn.functional.interpolate(values[None, None], size=size, mode="trilinear", align_corners=False)[0, 0]

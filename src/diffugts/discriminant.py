@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from diffugts.aova import finer, sum_stages
 from diffugts.residual import gaussian
 from diffugts.shapes import Map, Mask
 
@@ -75,15 +76,9 @@ def _fisher(lesion: Tensor, healthy: Tensor) -> tuple[Tensor, float]:
 
 def _scores(stages: Sequence[Tensor], weights: Tensor, offset: float, shape: Sequence[int]) -> Map:
     """Weighted features, summed on the finest grid, smoothed, on the model grid (D, H, W)."""
-    finest = max((stage.shape[2:] for stage in stages), key=lambda grid: grid.numel())
-    total = torch.full(finest, offset, device=stages[0].device)
-    for stage, own in zip(stages, torch.split(weights, [stage.shape[1] for stage in stages]), strict=True):
-        score = torch.tensordot(own.to(stage.device), stage[0].float(), 1)
-        total = total + _resampled(score, finest)
-    return np.asarray(_resampled(gaussian(total, SMOOTH_CELLS), shape).cpu().numpy(), np.float32)
-
-
-def _resampled(values: Tensor, shape: Sequence[int]) -> Tensor:
-    """(d, h, w) trilinear on a finer grid."""
-    size = (shape[0], shape[1], shape[2])
-    return F.interpolate(values[None, None], size=size, mode="trilinear", align_corners=False)[0, 0]
+    parts = torch.split(weights, [stage.shape[1] for stage in stages])
+    scores = [
+        torch.tensordot(own.to(stage.device), stage[0].float(), 1) for stage, own in zip(stages, parts, strict=True)
+    ]
+    total = sum_stages([score[None, None] for score in scores])[0, 0] + offset
+    return np.asarray(finer(gaussian(total, SMOOTH_CELLS), shape).cpu().numpy(), np.float32)
