@@ -184,10 +184,11 @@ def choose_refinement(kept: list[dict], start: Settings) -> Settings:
         model = case.segmenter.backbone
         one["suspicious"] = suspicious(one, settings)
         candidate = settings.dilated(one["suspicious"], case.placement.spacing)
-        one["evidence"] = heal_candidate(
+        painted = heal_candidate(
             model, case.encoding.latent, candidate, case.conditions, [0], Sampling(),
             look=case.second_look(one["prompt"]),
         )  # fmt: skip
+        one["evidence"] = replace(painted, telling=case.telling(one["prompt"], one["suspicious"]))
     plain = [
         replace(start, form="plain", fusion=replace(start.fusion, pixel=p, feature=f, attention=a, floor=floor))
         for (p, f, a), floor in product(WEIGHTS, (0.15, 0.3, 0.45))

@@ -6,8 +6,8 @@ Lesion densities are histograms over the suspicious core, weighted by attention.
 under its surface takes attention's place: outlines are drawn generously, and their middle is lesion. What healthy
 tissue looks like at this place is what the flow painted there: the histogram of H over the candidate; what a healthy
 residual looks like is that of the candidate's rim. G is a small gaussian. Where attention gave the candidate, depth has
-a say as well: the answer is the mean of both (``refine.Part.believed``). Ours; nothing is trained, and no intensity is
-known beforehand.
+a say as well: the answer is the mean of both (``refine.Part.believed``), whose outline the frozen features may move
+(``refine.with_odds``). Ours; nothing is trained, and no intensity is known beforehand.
 """
 
 from __future__ import annotations
